@@ -1,0 +1,114 @@
+"""Think, call, answer: the loop that carries a conversation through its tool calls.
+
+    think → call → result → think → … → answer
+
+One cache lives through the whole run: results are appended after what the model wrote, nothing is
+read twice. A failed or unknown call becomes a text that the model gets to read. Not here: retries,
+policies, journals, and calls at the same time.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from k2lab.agent.tools import Outcome, Tool, call, declare
+from k2lab.engine.events import Answered, Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
+from k2lab.engine.generate import Prompt, Settings, generate
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2
+from k2lab.text.messages import Message
+from k2lab.text.parse import ParsedCall, Turn, TurnParser
+from k2lab.text.template import DEFAULT_SYSTEM, render
+from k2lab.text.tokenizer import Tokenizer
+
+MAX_STEPS = 320  # turns of one run: K2 Thinking is known for 200–300 calls in a row
+
+
+@dataclass(frozen=True, slots=True)
+class Mind:
+    """A network with its tokenizer and the habits of its checkpoint."""
+
+    model: K2
+    tokenizer: Tokenizer
+
+    @property
+    def system(self) -> str | None:
+        """The system message where the person gives none; None: it was trained without one."""
+        return self.tokenizer.lab.get("system", DEFAULT_SYSTEM)  # type: ignore[return-value]
+
+    @property
+    def declares_tools(self) -> bool:
+        """Whether tools are described in the prompt; False for a model that knows its own."""
+        return bool(self.tokenizer.lab.get("declare_tools", True))
+
+
+def converse(
+    mind: Mind,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool],
+    settings: Settings,
+    *,
+    max_steps: int = MAX_STEPS,
+) -> Iterator[Event]:
+    """Events of a run: from the messages to an answer, the token limit or the step budget."""
+    by_name = {tool.name: tool for tool in tools}
+    schemas = {tool.name: tool.parameters for tool in tools}
+    began = time.perf_counter()
+
+    def clock() -> float:
+        return time.perf_counter() - began
+
+    settings = replace(
+        settings, stop_ids=frozenset(mind.model.config.stop_ids), clock=clock
+    )
+    cache = LatentCache(mind.model.config)
+    segments = render(
+        messages,
+        tools=declare(tools) if tools and mind.declares_tools else None,
+        system=mind.system,
+    )
+    chosen = 0
+    for step in range(max_steps):
+        parser, last = TurnParser(tools=schemas), None
+        prompt = Prompt.of(segments, mind.tokenizer)
+        budget = replace(settings, max_tokens=settings.max_tokens - chosen)
+        for event in generate(mind.model, mind.tokenizer, prompt, cache, budget):
+            if isinstance(event, TokenChosen):
+                last, chosen = event, chosen + 1
+                parser.feed(event.text)
+            yield event
+        turn = parser.finish()
+        if last is None or last.id not in settings.stop_ids:
+            yield Answered(turn.content, turn.reasoning)
+            yield Stopped("length", "The token limit was reached.", chosen, clock())
+            return
+        if not turn.calls:
+            yield Answered(turn.content, turn.reasoning)
+            yield _ended(turn, chosen, clock())
+            return
+        results: list[Message] = []
+        asked = [(f"{step}.{place}", each) for place, each in enumerate(turn.calls)]
+        for key, each in asked:
+            yield ToolAsked(key, each.id, each.name, each.arguments, last.index)
+        for key, each in asked:
+            start = clock()
+            outcome = _answer(each, by_name)
+            yield ToolAnswered(key, each.name, outcome.content, outcome.ok, clock() - start)
+            results.append(Message("tool", outcome.content, call_id=each.id, name=each.name))
+        segments = render(results, system=None)
+    yield Stopped("budget", f"{max_steps} turns without an answer.", chosen, clock())
+
+
+def _ended(turn: Turn, tokens: int, seconds: float) -> Stopped:
+    if turn.errors:
+        found = ", ".join(error.kind for error in turn.errors)
+        return Stopped("error", f"The model wrote a damaged tool call: {found}.", tokens, seconds)
+    return Stopped("answer", "", tokens, seconds)
+
+
+def _answer(asked: ParsedCall, tools: Mapping[str, Tool]) -> Outcome:
+    if asked.name not in tools:
+        known = ", ".join(tools) or "none"
+        return Outcome(f"error: unknown tool {asked.name}; known tools: {known}", ok=False)
+    return call(tools[asked.name], asked.arguments)

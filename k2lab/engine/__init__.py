@@ -1,0 +1,1 @@
+"""Layer 4, running the network: events, taps, sampling, generation, sessions."""

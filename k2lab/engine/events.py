@@ -1,0 +1,97 @@
+"""The Event union: one frozen record of each thing that happens in a run.
+
+`generate()` and the agent loop yield events; printing, chat history, Trace and live widgets are
+folds over that one stream. A token's *index* counts all tokens of the run, prompt and tool results
+included, from 0. Match exhaustively: `match event: case TokenChosen(): …`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from k2lab.text.messages import Kind as Kind  # re-exported: the kind of a token in an event
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The kinds in the order of their codes in traces and frames (`marker` is 0)."""
+
+Reason = Literal["answer", "length", "stopped", "budget", "error"]
+"""Why a run ended: a final answer, the token limit, the person, a step budget, or an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """Tokens that were given, not chosen, went through the network (prompt or tool result)."""
+
+    start: int  # index of the first of them
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]  # one text piece per token; joined they are the prompt
+    kinds: tuple[Kind, ...]
+    seconds: float  # wall time of the prefill
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChosen:
+    """The model chose one token."""
+
+    index: int
+    id: int
+    text: str  # may be empty while a multi-byte character is incomplete
+    kind: Kind
+    logprob: float  # natural logarithm, of the distribution before temperature
+    entropy: float  # nats, of the distribution before temperature
+    top: tuple[tuple[int, str, float], ...]  # five likeliest: (id, text, probability), falling
+    seconds: float  # since the run began
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Which experts computed the tokens `start … start + n − 1` (as inputs), in every MoE layer."""
+
+    start: int
+    experts: np.ndarray  # uint16 [token, layer, slot], rank order: the strongest choice first
+    weights: np.ndarray  # uint8 [token, layer, slot], mixing weight / routed_scaling_factor × 255
+    margin: np.ndarray  # float16 [token, layer], choice score of the last chosen − first not chosen
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAsked:
+    """The model asked for a tool. `key` is unique in the run; the wire id need not be."""
+
+    key: str
+    id: str
+    name: str
+    arguments: str  # raw JSON text as the model wrote it
+    index: int  # the token with which the call ended
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAnswered:
+    """A tool call ended, well (`ok`) or with an error text that the model gets to read."""
+
+    key: str
+    name: str
+    content: str
+    ok: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A turn ended without tool calls: the answer and the thinking that led to it."""
+
+    content: str
+    reasoning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The run ended; always the last event."""
+
+    reason: Reason
+    detail: str  # empty, or a sentence for the person
+    tokens: int  # tokens chosen by the model
+    seconds: float
+
+
+Event = PromptRead | TokenChosen | Routed | ToolAsked | ToolAnswered | Answered | Stopped

@@ -1,0 +1,160 @@
+"""From a prompt to events: prefill in chunks, then one token at a time.
+
+Every chosen token is also read by the network before the iterator ends, so a following turn finds
+the whole conversation in the cache. Not here: what the text means (`text/parse.py`), tools
+(`agent/loop.py`), threads (`engine/session.py`).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from k2lab.engine.events import Event, Kind, PromptRead, Routed, TokenChosen
+from k2lab.engine.sampling import Sampler, greedy
+from k2lab.engine.taps import RouteCapture, chain, untouched
+from k2lab.errors import InputError
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2
+from k2lab.spec.sites import Tap
+from k2lab.text.template import Segment
+from k2lab.text.tokenizer import Tokenizer, Utf8Stream
+
+CHUNK = 512  # prompt tokens per forward: bounds the attention scores and lets Stop act in between
+ALTERNATIVES = 5  # likeliest tokens reported with each choice
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Tokens to be read, each with its text piece and its place in the conversation."""
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], tokenizer: Tokenizer) -> "Prompt":
+        """The tokens of rendered segments."""
+        ids, kinds = tokenizer.encode_with_kinds(segments)
+        texts = pieces(ids, tokenizer)
+        return cls(tuple(ids), tuple(texts), tuple(kinds))
+
+    def after(self, start: int) -> "Prompt":
+        """The tokens from `start` on."""
+        return Prompt(self.ids[start:], self.texts[start:], self.kinds[start:])
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to generate."""
+
+    sampler: Sampler = greedy
+    max_tokens: int = 1024  # chosen tokens
+    stop_ids: frozenset[int] = frozenset()
+    tap: Tap = untouched
+    capture: bool = True  # report routing as events
+    clock: Callable[[], float] = field(default=time.perf_counter)  # seconds since the run began
+
+
+def generate(
+    model: K2, tokenizer: Tokenizer, prompt: Prompt, cache: LatentCache, settings: Settings
+) -> Iterator[Event]:
+    """Read `prompt` after what the cache holds, then choose tokens until a stop id or the limit."""
+    check_ids(prompt.ids, model.config.vocab_size)
+    cache.room_for(len(prompt.ids) + 1)
+    capture = RouteCapture(model.config) if settings.capture else None
+    tap = chain(settings.tap, capture.tap) if capture else settings.tap
+
+    def read(ids: Sequence[int]) -> tuple[Tensor, Routed | None]:
+        """Logits after the last of `ids`, and their routing."""
+        start = cache.length
+        # inference_mode belongs to the thread, so it must not stay on across a yield.
+        with torch.inference_mode():
+            step = model.step(len(ids), cache=cache, tap=tap)
+            hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
+            logits = model.logits(hidden[:, -1:], step)[0, -1].float()
+            return logits, capture.take(start) if capture else None
+
+    for offset in range(0, len(prompt.ids), CHUNK):
+        part = slice(offset, offset + CHUNK)
+        start, began = cache.length, settings.clock()
+        logits, routed = read(prompt.ids[part])
+        seconds = settings.clock() - began
+        yield PromptRead(start, prompt.ids[part], prompt.texts[part], prompt.kinds[part], seconds)
+        if routed:
+            yield routed
+
+    stream, kinds = Utf8Stream(), KindTracker(tokenizer)
+    for _ in range(min(settings.max_tokens, model.config.max_position_embeddings - cache.length)):
+        with torch.inference_mode():
+            chosen = settings.sampler(logits)
+            logprob, entropy, top = describe(logits, chosen, tokenizer)
+        text = stream.feed(tokenizer.decode_bytes([chosen]))
+        index, kind = cache.length, kinds.feed(chosen)
+        yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
+        logits, routed = read([chosen])
+        if routed:
+            yield routed
+        if chosen in settings.stop_ids:
+            return
+
+
+def describe(
+    logits: Tensor, chosen: int, tokenizer: Tokenizer
+) -> tuple[float, float, tuple[tuple[int, str, float], ...]]:
+    """Log-probability of the choice, entropy (nats), and the likeliest alternatives."""
+    logs = logits.log_softmax(-1)
+    probabilities = logs.exp()
+    # −∞ logits have probability 0; 0 · −∞ would be nan, and their share of the entropy is 0.
+    entropy = -(probabilities * logs.clamp(min=-1e9)).sum()
+    values, ids = probabilities.topk(min(ALTERNATIVES, logits.shape[-1]))
+    top = zip(ids.tolist(), values.tolist(), strict=True)
+    named = tuple((i, tokenizer.piece(i), p) for i, p in top)
+    return float(logs[chosen]), float(entropy), named
+
+
+def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """One text piece per id; joined they are the decoded text."""
+    stream = Utf8Stream()
+    texts = [stream.feed(tokenizer.decode_bytes([i])) for i in ids]
+    if texts:
+        texts[-1] += stream.flush()
+    return texts
+
+
+def check_ids(ids: Sequence[int], vocabulary: int) -> None:
+    """Raise unless there is at least one id and all lie in the vocabulary."""
+    if not ids:
+        raise InputError(
+            "The prompt has no tokens.",
+            expected="at least one token.",
+            mend="Give a text that is not empty.",
+        )
+    wrong = next((i for i in ids if not 0 <= i < vocabulary), None)
+    if wrong is not None:
+        raise InputError(
+            f"Token id {wrong} at position {list(ids).index(wrong)}.",
+            expected=f"ids from 0 to {vocabulary - 1} (vocab_size).",
+            mend="Encode the text with this checkpoint's own tokenizer.",
+        )
+
+
+class KindTracker:
+    """Which part of an assistant's turn each chosen token belongs to, from the special tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._special = tokenizer.is_special
+        self._kind: Kind = "answer"
+        self._turns: dict[int, Kind] = {
+            tokenizer.special("<think>"): "thinking",
+            tokenizer.special("</think>"): "answer",
+            tokenizer.special("<|tool_calls_section_begin|>"): "call",
+            tokenizer.special("<|tool_calls_section_end|>"): "answer",
+        }
+
+    def feed(self, token: int) -> Kind:
+        """The kind of this token; markers switch the kind of those that follow."""
+        self._kind = self._turns.get(token, self._kind)
+        return "marker" if self._special(token) else self._kind

@@ -1,0 +1,178 @@
+"""A run in a worker thread that a person can stop, pause and step.
+
+The controls are events checked once per token and once per layer (at the site
+`layers.{i}.input`), so Stop acts within one layer even when layers come from a disk. Not here:
+what is run (any iterator of events) and who looks (`trace/`, `widgets/`).
+"""
+
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+from k2lab.engine.events import Event, Stopped, TokenChosen
+from k2lab.errors import BusyError
+
+State = Literal["running", "paused", "done", "stopped", "error"]
+Unit = Literal["token", "layer"]
+Value = TypeVar("Value")
+
+
+class Halted(Exception):  # noqa: N818 - not an error: the person pressed Stop
+    """Raised inside a forward to leave it when the person stops the run."""
+
+
+class Control:
+    """Stop, pause and step, shared by the person's thread and the worker."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._go = threading.Event()
+        self._go.set()
+        self._unit: Unit | None = None  # what one step lets through; None: no stepping
+
+    def stop(self) -> None:
+        """Leave at the next layer or token, also out of a pause."""
+        self._stop.set()
+        self._go.set()
+
+    def pause(self) -> None:
+        """Wait at the next layer or token."""
+        self._unit = None
+        self._go.clear()
+
+    def resume(self) -> None:
+        """Go on until further notice."""
+        self._unit = None
+        self._go.set()
+
+    def step(self, unit: Unit) -> None:
+        """Let one token or one layer through, then wait."""
+        self._unit = unit
+        self._go.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the worker waits, or will at the next check."""
+        return not self._go.is_set()
+
+    def tap(self, site: str, value: Value) -> Value:
+        """The check at each layer."""
+        if site.endswith(".input"):
+            self.check("layer")
+        return value
+
+    def check(self, unit: Unit) -> None:
+        """Wait while paused; raise Halted once stopped; spend a step of this unit."""
+        self._go.wait()
+        if self._stop.is_set():
+            raise Halted
+        if self._unit == unit:
+            self._unit = None
+            self._go.clear()
+
+
+class Run:
+    """A running (or finished) iterator of events, with its growing trace."""
+
+    def __init__(self, trace: Any, control: Control) -> None:
+        """`trace` is anything with `append(event)`; the worker fills it."""
+        self.trace = trace
+        self.control = control
+        self.error = ""  # traceback text, where the run failed
+        self._ended: State | None = None
+        self._finished = threading.Event()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def start(self, events: Iterator[Event], lock: threading.Lock) -> None:
+        """Run `events` in a worker thread while holding the engine's lock; returns at once."""
+        if not lock.acquire(blocking=False):
+            raise BusyError(
+                "A run is still going on this engine.",
+                expected="one run at a time.",
+                mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
+            )
+        self._thread = threading.Thread(
+            target=self._work, args=(events, lock.release), name="k2lab-run", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def state(self) -> State:
+        """What the run is doing now."""
+        if self._ended:
+            return self._ended
+        return "paused" if self.control.paused else "running"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended, in whatever way."""
+        return self._finished.is_set()
+
+    def stop(self) -> None:
+        """End the run at the next layer."""
+        self.control.stop()
+
+    def pause(self) -> None:
+        """Hold the run at the next layer."""
+        self.control.pause()
+
+    def resume(self) -> None:
+        """Let a paused run go on."""
+        self.control.resume()
+
+    def step(self, unit: Unit = "token") -> None:
+        """Let a paused run do one token or one layer."""
+        self.control.step(unit)
+
+    def wait(self, timeout: float | None = None) -> "Run":
+        """This run, once it has ended (or `timeout` seconds are over).
+
+        An interrupt of the waiting (the notebook's ■) stops the run too.
+        """
+        try:
+            # Short waits, so that the interrupt is seen on every platform.
+            remaining = timeout
+            while not self._finished.wait(0.05 if remaining is None else min(0.05, remaining)):
+                if remaining is not None:
+                    remaining -= 0.05
+                    if remaining <= 0:
+                        break
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        return self
+
+    def wait_for_change(self, timeout: float) -> None:
+        """Return when an event arrived or the run ended, at the latest after `timeout` seconds."""
+        with self._changed:
+            if not self.done:
+                self._changed.wait(timeout)
+
+    def _work(self, events: Iterator[Event], release: Callable[[], None]) -> None:
+        tokens, ended = 0, "done"
+        try:
+            for event in events:
+                self._append(event)
+                if isinstance(event, TokenChosen):
+                    tokens += 1
+                    self.control.check("token")
+        except Halted:
+            ended = "stopped"
+            self._append(Stopped("stopped", "Stopped by the person.", tokens, 0.0))
+        except Exception as error:
+            ended = "error"
+            self.error = traceback.format_exc()
+            self._append(Stopped("error", str(error), tokens, 0.0))
+        finally:
+            release()
+            self._ended = ended  # type: ignore[assignment]
+            self._finished.set()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _append(self, event: Event) -> None:
+        self.trace.append(event)
+        with self._changed:
+            self._changed.notify_all()

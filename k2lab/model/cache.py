@@ -1,0 +1,83 @@
+"""What MLA remembers: one latent and one shared rotary key per token and layer.
+
+For K2 Thinking 512 + 64 values, 70,272 bytes per token over 61 layers in bfloat16. The cache is an
+object of its own: it is passed in with each step, it can be cut back, and it can be forked, so that
+two runs share the tokens they have in common.
+"""
+
+import torch
+from torch import Tensor
+
+from k2lab.errors import ContextError
+from k2lab.spec.config import K2Config
+
+CHUNK = 256  # tokens by which a buffer grows at least
+
+
+class LatentCache:
+    """Latents c^KV and rotated keys k^R of all layers, [batch, capacity, latent + rope] each."""
+
+    def __init__(self, config: K2Config, *, batch: int = 1) -> None:
+        self.config = config
+        self.batch = batch
+        self.length = 0  # tokens remembered in every layer
+        self._buffers: list[Tensor | None] = [None] * config.num_hidden_layers
+        self._shared = [False] * config.num_hidden_layers  # buffer also belongs to another cache
+
+    def append(self, layer: int, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Remember [batch, token, …] after the first `length` tokens; all so far as two views.
+
+        `length` moves on by `advance`, once all layers have appended.
+        """
+        end = self.length + latent.shape[1]
+        buffer = self._room(layer, end, latent)
+        split = latent.shape[-1]
+        buffer[:, self.length : end, :split] = latent
+        buffer[:, self.length : end, split:] = k_rope
+        return buffer[:, :end, :split], buffer[:, :end, split:]
+
+    def advance(self, tokens: int) -> None:
+        """Every layer has appended these tokens."""
+        self.length += tokens
+
+    def room_for(self, tokens: int) -> None:
+        """Raise if so many more tokens would not fit the model's context."""
+        limit = self.config.max_position_embeddings
+        if self.length + tokens > limit:
+            raise ContextError(
+                f"{self.length} tokens are cached and {tokens} more were given.",
+                expected=f"at most {limit} tokens in all (max_position_embeddings).",
+                mend="Shorten the prompt, start a new conversation, or load a longer-context model.",
+            )
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        self.length = min(self.length, length)
+
+    def fork(self) -> "LatentCache":
+        """A cache with the same tokens that can grow on its own; copied on the first write."""
+        twin = LatentCache(self.config, batch=self.batch)
+        twin.length = self.length
+        twin._buffers = list(self._buffers)
+        # Both sides must copy before they write: neither may see the other's tokens.
+        self._shared = [buffer is not None for buffer in self._buffers]
+        twin._shared = list(self._shared)
+        return twin
+
+    def nbytes(self) -> int:
+        """Bytes of the remembered tokens (not of the spare room)."""
+        kept = (buffer[:, : self.length] for buffer in self._buffers if buffer is not None)
+        return sum(part.numel() * part.element_size() for part in kept)
+
+    def _room(self, layer: int, end: int, like: Tensor) -> Tensor:
+        old = self._buffers[layer]
+        if old is not None and old.shape[1] >= end and not self._shared[layer]:
+            return old
+        width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
+        capacity = max(end + CHUNK, 2 * old.shape[1] if old is not None else 0)
+        fresh = torch.empty(self.batch, capacity, width, dtype=like.dtype, device=like.device)
+        if old is not None:
+            fresh[:, : self.length] = old[:, : self.length]
+        self._buffers[layer] = fresh
+        self._shared[layer] = False
+        return fresh

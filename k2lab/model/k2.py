@@ -1,0 +1,254 @@
+"""Kimi K2, top to bottom: the network as the paper draws it, and nothing else.
+
+What differs from the textbook transformer:
+- MLA: keys and values come from one small latent per token, and only that latent is cached.
+  Prefill expands it to heads; decode absorbs the expansion into the query. Same numbers.
+- Only a slice of each head is rotated (RoPE), and its key is shared by all heads.
+- Layer 0 is dense; every later layer routes each token to 8 of 384 small experts and one shared.
+- The router scores with a sigmoid. A bias decides who is chosen, but does not weigh.
+
+Letters: b batch · t token · s source token · h head · n nope · r rope · c latent · v value ·
+e expert · k slot (chosen expert) · d hidden.
+
+The model owns no weights: each part asks the store for tensors named as in the checkpoint. At every
+named site (`spec/sites.py`) a value goes through the tap, which may watch it or change it. Cache,
+rotary arithmetic, INT4, loading and costs live elsewhere.
+
+Source: DeepSeek-V2/V3 technical reports (MLA, DeepSeekMoE), Kimi K2 technical report.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from k2lab.model.cache import LatentCache
+from k2lab.spec.config import LATENT_NORM_EPS, K2Config
+from k2lab.spec.sites import Tap
+from k2lab.tensors.linear import swiglu
+from k2lab.tensors.rope import rotate, rotations, softmax_scale
+from k2lab.weights.store import WeightStore
+
+Form = Literal["expanded", "absorbed"]
+"""How attention reads the latent: expanded to keys and values, or absorbed into the query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward needs besides its tokens."""
+
+    rotation: Tensor  # e^{ipω}, complex [token, rope / 2]
+    mask: Tensor | None  # −inf where a token may not look, float32 [token, source]; None: no limit
+    cache: LatentCache | None
+    tap: Tap
+    form: Form
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) · weight, with the mean taken in float32."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x)
+
+
+class MLA:
+    """Multi-head latent attention."""
+
+    def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
+        self.config, self.layer, self.store = config, layer, store
+        self.site = f"layers.{layer}.self_attn"
+        self.scale = softmax_scale(config)
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """u = W^O [o_1 … o_h] for x [b, t, d]."""
+        config, tap, site = self.config, step.tap, self.site
+        with self.store.dense(self.layer, "self_attn") as w:
+            # Queries: through their own latent, or directly where the checkpoint has none.
+            if config.q_lora_rank is None:
+                q = F.linear(x, w.q_proj)
+            else:
+                c_q = rms_norm(F.linear(x, w.q_a_proj), w.q_a_layernorm, LATENT_NORM_EPS)
+                q = F.linear(c_q, w.q_b_proj)
+            q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))  # [b, t, h, n + r]
+            q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
+
+            # Keys and values: one latent and one rotated key per token, for all heads.
+            compressed = F.linear(x, w.kv_a_proj_with_mqa)  # W^{DKV} ‖ W^{KR}
+            latent, k_rope = compressed.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
+            latent = rms_norm(latent, w.kv_a_layernorm, LATENT_NORM_EPS)
+            k_rope = rotate(k_rope.unsqueeze(2), step.rotation).squeeze(2)
+
+            q_nope = tap(f"{site}.q_nope", q_nope)
+            q_rope = tap(f"{site}.q_rope", rotate(q_rope, step.rotation))
+            latent = tap(f"{site}.latent", latent)  # [b, t, c]
+            k_rope = tap(f"{site}.k_rope", k_rope)  # [b, t, r]
+            if step.cache is not None:
+                latent, k_rope = step.cache.append(self.layer, latent, k_rope)  # [b, s, …]
+
+            kv_b = w.kv_b_proj.unflatten(0, (config.num_attention_heads, -1))  # [h, n + v, c]
+            w_uk, w_uv = kv_b.split([config.qk_nope_head_dim, config.v_head_dim], 1)
+            rope_part = torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
+            if step.form == "expanded":
+                k_nope = torch.einsum("bsc,hnc->bshn", latent, w_uk)
+                value = torch.einsum("bsc,hvc->bshv", latent, w_uv)
+                attention = self._attend(
+                    torch.einsum("bthn,bshn->bhts", q_nope, k_nope) + rope_part, step
+                )
+                heads = torch.einsum("bhts,bshv->bthv", attention, value)
+            else:  # (q W^UK) · c = q · (W^UK c): the heads never leave the latent
+                q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)
+                attention = self._attend(
+                    torch.einsum("bthc,bsc->bhts", q_latent, latent) + rope_part, step
+                )
+                mixed = torch.einsum("bhts,bsc->bthc", attention, latent)
+                heads = torch.einsum("bthc,hvc->bthv", mixed, w_uv)
+            heads = tap(f"{site}.heads", heads)  # [b, t, h, v]
+            return tap(f"{site}.output", F.linear(heads.flatten(2), w.o_proj))
+
+    def _attend(self, products: Tensor, step: Step) -> Tensor:
+        """softmax(q·k · scale) over the sources a token may see, in float32: [b, h, t, s]."""
+        scores = products.float() * self.scale
+        if step.mask is not None:
+            scores = scores + step.mask
+        scores = step.tap(f"{self.site}.scores", scores)
+        return step.tap(f"{self.site}.weights", scores.softmax(-1).type_as(products))
+
+
+class Router:
+    """Who computes a token: the top k of the biased scores, inside the best groups."""
+
+    def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
+        self.config, self.layer, self.store = config, layer, store
+        self.site = f"layers.{layer}.mlp.router"
+
+    def __call__(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Chosen experts and their mixing weights, [b, t, k] each; all in float32."""
+        config, tap, site = self.config, step.tap, self.site
+        with self.store.dense(self.layer, "mlp.gate") as w:
+            logits = tap(f"{site}.logits", F.linear(x.float(), w.weight.float()))
+            scores = tap(f"{site}.scores", logits.sigmoid())  # s_{i,t}
+            choice = scores + w.e_score_correction_bias  # the bias chooses, it does not weigh
+        if config.n_group > 1:
+            choice = self._within_groups(choice)
+        choice = tap(f"{site}.choice", choice)
+        experts = tap(f"{site}.experts", choice.topk(config.num_experts_per_tok, -1).indices)
+        weights = scores.gather(-1, experts)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return experts, tap(f"{site}.weights", weights * config.routed_scaling_factor)
+
+    def _within_groups(self, choice: Tensor) -> Tensor:
+        """Choice scores with −inf outside the `topk_group` best groups (sum of a group's best two)."""
+        grouped = choice.unflatten(-1, (self.config.n_group, -1))  # [b, t, group, e / group]
+        strength = grouped.topk(2, -1).values.sum(-1)
+        best = strength.topk(self.config.topk_group, -1).indices
+        closed = torch.ones_like(strength, dtype=torch.bool).scatter(-1, best, value=False)
+        return grouped.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+class MoE:
+    """y = Σ_k g_k · E_k(x) + E_shared(x)."""
+
+    def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
+        self.layer, self.store = layer, store
+        self.site = f"layers.{layer}.mlp"
+        self.router = Router(config, layer, store)
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Mixture of the chosen experts plus the shared one, for x [b, t, d]."""
+        experts, weights = self.router(x, step)
+        flat_x, flat_experts = x.flatten(0, 1), experts.flatten(0, 1)
+        batch = self.store.experts(self.layer, flat_experts)
+        with self.store.dense(self.layer, "mlp.shared_experts") as w:
+            shared = swiglu(x, w.gate_proj, w.up_proj, w.down_proj)
+        shared = step.tap(f"{self.site}.shared_experts.output", shared)
+        rows = batch.rows(flat_x).unflatten(0, x.shape[:2])  # [b, t, k, d]
+        rows = step.tap(f"{self.site}.experts.rows", rows)
+        routed = torch.einsum("btkd,btk->btd", rows.float(), weights).type_as(x)
+        return step.tap(f"{self.site}.output", routed + shared)
+
+
+class Dense:
+    """The plain SwiGLU of the first layer."""
+
+    def __init__(self, layer: int, store: WeightStore) -> None:
+        self.layer, self.store = layer, store
+        self.site = f"layers.{layer}.mlp"
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """SwiGLU(x) for x [b, t, d]."""
+        with self.store.dense(self.layer, "mlp") as w:
+            return step.tap(f"{self.site}.output", swiglu(x, w.gate_proj, w.up_proj, w.down_proj))
+
+
+class Block:
+    """h = x + MLA(norm x);  y = h + FFN(norm h)."""
+
+    def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
+        self.layer, self.store, self.eps = layer, store, config.rms_norm_eps
+        self.site = f"layers.{layer}"
+        self.self_attn = MLA(config, layer, store)
+        self.mlp = MoE(config, layer, store) if config.is_moe(layer) else Dense(layer, store)
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """The residual stream after this layer, [b, t, d]."""
+        with self.store.dense(self.layer, "norms") as w:
+            x = step.tap(f"{self.site}.input", x)
+            x = x + self.self_attn(rms_norm(x, w.input_layernorm, self.eps), step)
+            x = step.tap(f"{self.site}.middle", x)
+            return x + self.mlp(rms_norm(x, w.post_attention_layernorm, self.eps), step)
+
+
+class K2:
+    """The whole network: ids in, logits out."""
+
+    def __init__(self, config: K2Config, store: WeightStore) -> None:
+        self.config, self.store = config, store
+        self.layers = [Block(config, layer, store) for layer in range(config.num_hidden_layers)]
+
+    def __call__(self, ids: Tensor, step: Step) -> Tensor:
+        """Logits of the next token after each, [b, t, vocab], for ids [b, t]."""
+        return self.logits(self.hidden(ids, step), step)
+
+    def hidden(self, ids: Tensor, step: Step) -> Tensor:
+        """The residual stream after the last layer, [b, t, d]."""
+        with self.store.dense(None, "embed_tokens") as w:
+            x = step.tap("embed", F.embedding(ids, w.embed_tokens))
+        for block in self.layers:
+            x = block(x, step)
+        if step.cache is not None:
+            step.cache.advance(ids.shape[1])
+        return x
+
+    def logits(self, x: Tensor, step: Step) -> Tensor:
+        """W^{head} norm(x), [b, t, vocab]."""
+        with self.store.dense(None, "norm") as w:
+            x = step.tap("norm", rms_norm(x, w.norm, self.config.rms_norm_eps))
+        with self.store.dense(None, "lm_head") as w:
+            return step.tap("logits", F.linear(x, w.lm_head))
+
+    def step(
+        self, tokens: int, *, cache: LatentCache | None, tap: Tap, form: Form | None = None
+    ) -> Step:
+        """Positions, rotation and causal mask for the next `tokens` tokens after the cache."""
+        start = 0
+        if cache is not None:
+            cache.room_for(tokens)
+            start = cache.length
+        device = self.device
+        positions = torch.arange(start, start + tokens, device=device)
+        mask = None
+        if tokens > 1:  # one token may look at everything that is remembered
+            sources = torch.arange(start + tokens, device=device)
+            hidden = sources[None, :] > positions[:, None]
+            mask = torch.zeros(hidden.shape, device=device).masked_fill(hidden, float("-inf"))
+        # One new token is cheaper absorbed: reading s latents beats expanding them to h heads.
+        form = form or ("absorbed" if tokens == 1 else "expanded")
+        return Step(rotations(positions, self.config), mask, cache, tap, form)
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in and logits come out."""
+        with self.store.dense(None, "embed_tokens") as w:
+            return w.embed_tokens.device

@@ -1,0 +1,1 @@
+"""Facts about the architecture: configuration, names, sites, sizes; standard library only."""

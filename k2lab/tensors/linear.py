@@ -1,0 +1,57 @@
+"""The two feed-forward kernels: one SwiGLU, and many expert SwiGLUs at once.
+
+    SwiGLU(x) = W_down (silu(W_gate x) ⊙ W_up x)
+
+Expert weights come stacked: gate_up [expert, 2·width, hidden] (gate above up) and
+down [expert, hidden, width]. Rows are returned unsummed, one per (token, slot).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW = 64  # up to this many (token, slot) pairs, gathering weights beats sorting tokens (measured)
+
+
+def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """W_down (silu(W_gate x) ⊙ W_up x) for x [..., hidden]."""
+    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+
+def expert_rows(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """SwiGLU_e(x) for each token's chosen experts: [token, slot, hidden], x [token, hidden].
+
+    `ids` [token, slot] index the first axis of the stacks. Few pairs gather their experts' weights;
+    many are sorted by expert, so that each expert is one matrix product (grouped).
+    """
+    if ids.numel() <= FEW:
+        return _gathered(x, ids, gate_up, down)
+    return _grouped(x, ids, gate_up, down)
+
+
+def _gathered(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    tokens, slots = ids.shape
+    flat = ids.reshape(-1)
+    inner = gate_up[flat] @ x.repeat_interleave(slots, 0).unsqueeze(-1)  # [pair, 2·width, 1]
+    gate, up = inner.chunk(2, dim=1)
+    rows = down[flat] @ (F.silu(gate) * up)  # [pair, hidden, 1]
+    return rows.view(tokens, slots, -1)
+
+
+def _grouped(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    tokens, slots = ids.shape
+    flat = ids.reshape(-1)
+    order = flat.argsort(stable=True)  # pairs sorted by expert
+    ends = torch.bincount(flat, minlength=gate_up.shape[0]).cumsum(0).to(torch.int32)
+    # The transposed view of [expert, out, in] is the fast layout of grouped_mm on CPU (measured).
+    sorted_x = x.index_select(0, order // slots)  # [pair, hidden]
+    inner = _grouped_mm(sorted_x, gate_up.transpose(1, 2), ends)  # [pair, 2·width]
+    gate, up = inner.chunk(2, dim=-1)
+    rows = _grouped_mm(F.silu(gate) * up, down.transpose(1, 2), ends)  # [pair, hidden]
+    return torch.empty_like(rows).index_copy(0, order, rows).view(tokens, slots, -1)
+
+
+def _grouped_mm(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Rows up to `ends[e]` times weights[e]; torch 2.9 has it under its private name only."""
+    grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm
+    return grouped(x, weights, offs=ends)

@@ -1,0 +1,70 @@
+"""Rotary positions with YaRN, in the pair layout of the checkpoint.
+
+The rope part of a query or key is read as d/2 complex numbers (adjacent pairs); position p turns
+the i-th by p·ω_i. YaRN divides the slow frequencies by `factor`, leaves the fast ones, and ramps
+between the two where a pair turns `beta_fast … beta_slow` times within the original context.
+
+Source: YaRN (arXiv 2309.00071) section 3; the DeepSeek-V3 modelling code.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from k2lab.spec.config import K2Config
+
+
+def frequencies(config: K2Config) -> Tensor:
+    """ω, radians per position, float32 [rope / 2]."""
+    size, base = config.qk_rope_head_dim, config.rope_theta
+    pairs = torch.arange(0, size, 2, dtype=torch.float32) / size
+    raw = 1.0 / base**pairs
+    scaling = config.rope_scaling
+    if scaling is None:
+        return raw
+
+    def pair_turning(turns: float) -> float:
+        """Index of the pair that turns `turns` times within the original context."""
+        context = scaling.original_max_position_embeddings
+        return size * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_turning(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair_turning(scaling.beta_slow)), size - 1)
+    width = high - low if high != low else 0.001  # the reference's guard against 0 / 0
+    ramp = ((torch.arange(size // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return raw / scaling.factor * ramp + raw * (1 - ramp)
+
+
+def softmax_scale(config: K2Config) -> float:
+    """What attention logits are multiplied with: qk_head_dim^−½ · m², 0.1446796258 for K2 Thinking."""
+    scale = config.qk_head_dim**-0.5
+    scaling = config.rope_scaling
+    if scaling is None or not scaling.mscale_all_dim:
+        return scale
+    return scale * _magnitude(scaling.factor, scaling.mscale_all_dim) ** 2
+
+
+def rotations(positions: Tensor, config: K2Config) -> Tensor:
+    """e^{i p ω} times YaRN's magnitude, complex64 [token, rope / 2], for positions [token]."""
+    angles = positions.float()[:, None] * frequencies(config).to(positions.device)
+    scaling = config.rope_scaling
+    magnitude = 1.0
+    if scaling is not None:
+        if scaling.mscale and scaling.mscale_all_dim:
+            magnitude = _magnitude(scaling.factor, scaling.mscale)
+            magnitude /= _magnitude(scaling.factor, scaling.mscale_all_dim)
+        else:
+            magnitude = _magnitude(scaling.factor, 1.0)
+    return torch.polar(torch.full_like(angles, magnitude), angles)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x [..., token, head, rope] turned by `rotation` [token, rope / 2], in float32, as x's dtype."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation[:, None]).flatten(-2).type_as(x)
+
+
+def _magnitude(factor: float, coefficient: float) -> float:
+    """YaRN's m(s, k) = 0.1·k·ln s + 1; 1 where nothing is stretched."""
+    return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0

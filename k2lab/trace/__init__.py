@@ -1,0 +1,1 @@
+"""Looking at a run: arrays folded from events, and what can be computed from them."""

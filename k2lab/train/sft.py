@@ -1,0 +1,226 @@
+"""Supervised fine-tuning of K2-nano from nothing, on conversations of the microworld.
+
+Loss on the model's own tokens only. MuonClip, warm-up–stable–decay schedule, aux-loss-free expert
+balance, INT4-aware experts in the decay. A checkpoint every few minutes holds everything that the
+exact continuation needs, data order included; a killed run goes on from it.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from k2lab.model.k2 import K2
+from k2lab.spec.config import K2Config
+from k2lab.text.tokenizer import Tokenizer
+from k2lab.train.data import Batch, batches
+from k2lab.train.muonclip import Muon, qk_clip
+from k2lab.train.store import Trainable
+
+LOG = 20  # steps between two progress reports
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The hyperparameters of one run."""
+
+    seed: int = 1
+    steps: int = 2000
+    batch_tokens: int = 2048  # of one forward
+    batches_per_step: int = 2  # gradients added up before an update: mixes lengths, so families
+    muon_rate: float = 0.005
+    adam_rate: float = 0.003  # embeddings, head, norms, routers
+    warmup: int = 50  # steps
+    decay: float = 0.4  # share of the steps in which the rates fall to 2 %
+    balance_rate: float = 0.003  # of the selection bias, per step
+    tau: float = 100.0  # largest attention logit before QK-clip acts
+    save_seconds: float = 240.0
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates: linear warm-up, constant, linear decay to 0.02."""
+        falling = self.decay * self.steps
+        return min((step + 1) / self.warmup, 1.0, max(0.02, (self.steps - step) / falling))
+
+    def quantised(self, step: int) -> bool:
+        """Whether experts are seen as INT4: throughout the decay."""
+        return step >= self.steps * (1 - self.decay)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One report."""
+
+    step: int
+    loss: float  # nats per token said
+    seconds: float  # of computing, over all sittings
+    tokens: int  # computed so far
+    load: float  # largest max/mean expert load in the last step
+    largest_logit: float
+    clipped: int  # heads clipped since the last report
+
+
+class Training:
+    """The state of a run: parameters, optimisers, place in the data."""
+
+    def __init__(self, config: K2Config, tokenizer: Tokenizer, plan: Plan) -> None:
+        self.config, self.tokenizer, self.plan = config, tokenizer, plan
+        self.store = Trainable(config, seed=plan.seed)
+        self.model = K2(config, self.store)
+        matrices = {k: v for k, v in self.store.parameters.items() if _is_muons(k)}
+        rest = [v for k, v in self.store.parameters.items() if k not in matrices]
+        self.muon = Muon(matrices)
+        self.adam = torch.optim.AdamW(
+            rest, lr=plan.adam_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
+        )
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.history: list[Progress] = []
+        self._place = (0, 0)  # pool, and batches of it already used
+
+    def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
+        """Train to the plan's last step, saving to `folder` every few minutes."""
+        data = self._data()
+        saved = time.perf_counter()
+        losses: list[float] = []
+        clipped = 0
+        while self.step < self.plan.steps:
+            began = time.perf_counter()
+            loss, load, largest, clips = self._update(data)
+            self.seconds += time.perf_counter() - began
+            losses.append(loss)
+            clipped += clips
+            if self.step % LOG == 0 or self.step == self.plan.steps:
+                mean = sum(losses) / len(losses)
+                self.history.append(
+                    Progress(self.step, mean, self.seconds, self.tokens, load, largest, clipped)
+                )
+                report(self.history[-1])
+                losses, clipped = [], 0
+            if time.perf_counter() - saved > self.plan.save_seconds:
+                self.save(folder)
+                saved = time.perf_counter()
+        self.save(folder)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint; the old one stays until the new one is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "parameters": {k: v.detach() for k, v in self.store.parameters.items()},
+            "biases": self.store.biases,
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "counters": (self.step, self.tokens, self.seconds, *self._place),
+            "history": [asdict(entry) for entry in self.history],
+        }
+        torch.save(state, folder / "training.pt.part")
+        (folder / "training.pt.part").replace(folder / "training.pt")
+        (folder / "plan.json").write_text(json.dumps(asdict(self.plan), indent=2) + "\n")
+
+    def resume(self, folder: Path) -> bool:
+        """Take over the checkpoint in `folder`, if there is one."""
+        path = folder / "training.pt"
+        if not path.exists():
+            return False
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        with torch.no_grad():
+            for key, value in state["parameters"].items():
+                self.store.parameters[key].copy_(value)
+            for layer, bias in state["biases"].items():
+                self.store.biases[layer].copy_(bias)
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.step, self.tokens, self.seconds, *place = state["counters"]
+        self._place = (place[0], place[1])
+        self.history = [Progress(**entry) for entry in state["history"]]
+        return True
+
+    def _data(self) -> Iterator[Batch]:
+        """Batches from the saved place on."""
+        pool, used = self._place
+        stream = batches(
+            self.plan.seed, self.tokenizer, tokens=self.plan.batch_tokens, first_pool=pool
+        )
+        for index, batch in islice(stream, used, None):
+            # The place moves when a batch is taken: a checkpoint lies between two updates.
+            self._place = (index, self._place[1] + 1 if index == self._place[0] else 1)
+            yield batch
+
+    def _update(self, data: Iterator[Batch]) -> tuple[float, float, float, int]:
+        """One step: loss, largest max/mean load, largest logit, clipped heads."""
+        plan = self.plan
+        self.store.quantised = plan.quantised(self.step)
+        parts = list(islice(data, plan.batches_per_step))
+        said = sum(int(part.said[:, 1:].sum()) for part in parts)
+        learned = [self._learn(part, said) for part in parts]
+        for parameter, *gradients in zip(
+            self.store.parameters.values(), *(each.gradients for each in learned), strict=True
+        ):
+            parameter.grad = sum(gradients[1:], gradients[0])
+        factor = plan.rate(self.step)
+        self.muon.step(plan.muon_rate * factor)
+        for group in self.adam.param_groups:
+            group["lr"] = plan.adam_rate * factor
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        largest = {
+            layer: torch.stack([each.largest[layer] for each in learned]).amax(0)
+            for layer in learned[0].largest
+        }
+        clips = qk_clip(self.store.parameters, largest, self.config, plan.tau)
+        loads = {
+            layer: sum(each.load[layer] for each in learned) for layer in self.config.moe_layers
+        }
+        load = self.store.balance(loads, plan.balance_rate * min(1.0, factor * 2))
+        self.step += 1
+        self.tokens += sum(part.tokens for part in parts)
+        peak = max(float(each.max()) for each in largest.values())
+        return sum(each.loss for each in learned), load, peak, clips
+
+    def _learn(self, batch: Batch, said: int) -> "Learned":
+        """The share of one batch in the step's loss (mean over `said` tokens), and its gradients."""
+        learned = Learned()
+        inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]
+        step = self.model.step(inputs.shape[1], cache=None, tap=learned.tap)
+        logits = self.model.logits(self.model.hidden(inputs, step)[mask], step)
+        loss = F.cross_entropy(logits, targets[mask], reduction="sum") / said
+        learned.gradients = torch.autograd.grad(loss, list(self.store.parameters.values()))
+        learned.loss = loss.item()
+        return learned
+
+
+class Learned:
+    """What one batch gives to the step."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.gradients: tuple[Tensor, ...] = ()
+        self.largest: dict[int, Tensor] = {}  # attention logit per head [head], by layer
+        self.load: dict[int, Tensor] = {}  # tokens per expert [expert], by MoE layer
+        self._experts = 0
+
+    def tap(self, site: str, value: Tensor) -> Tensor:
+        """Watches attention logits and the router's choices."""
+        if site.endswith("self_attn.scores"):
+            self.largest[_layer(site)] = value.detach().amax((0, 2, 3))
+        elif site.endswith("router.scores"):
+            self._experts = value.shape[-1]
+        elif site.endswith("router.experts"):
+            self.load[_layer(site)] = torch.bincount(value.flatten(), minlength=self._experts)
+        return value
+
+
+def _layer(site: str) -> int:
+    return int(site.split(".")[1])
+
+
+def _is_muons(key: str) -> bool:
+    """Matrices between hidden vectors; not embeddings, head, norms or routers."""
+    return "proj" in key or ".experts." in key

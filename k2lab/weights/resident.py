@@ -1,0 +1,139 @@
+"""Everything on one device: the store of K2-nano on a CPU, or of a checkpoint on one large GPU.
+
+Routed experts are stacked per layer. Quantised ones are expanded to the compute dtype while
+loading, where that fits `EXPAND_LIMIT`; above it they stay packed, and the chosen experts are
+expanded each time they are asked for. Both ways give the same numbers, bit for bit.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from k2lab.spec.config import K2Config
+from k2lab.spec.costs import parameters
+from k2lab.spec.keys import tensors
+from k2lab.tensors.int4 import dequantise, unpack
+from k2lab.tensors.linear import expert_rows
+from k2lab.weights.store import Lease, Ledger, namespace, place
+
+EXPAND_LIMIT = 2**30  # bytes of expanded experts that are kept rather than expanded on each use
+
+Keeping = Literal["auto", "expanded", "packed"]
+"""Whether INT4 experts are held expanded or packed."""
+
+
+class Resident:
+    """A weight store that holds all tensors on one device."""
+
+    def __init__(
+        self,
+        config: K2Config,
+        read: Callable[[str], Tensor],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        keeping: Keeping = "auto",
+    ) -> None:
+        """`read(key)` gives a checkpoint tensor; each is read once, cast and put on the device."""
+        self.config, self.device, self.dtype = config, torch.device(device), dtype
+        expanded = parameters(config).routed * dtype.itemsize
+        if keeping == "auto":
+            keeping = "expanded" if expanded <= EXPAND_LIMIT else "packed"
+        self._leases = self._read_dense(read)
+        self._experts: dict[int, _Stack] = {}
+        for layer in config.moe_layers:
+            stack = self._read_experts(layer, read)
+            self._experts[layer] = stack.expand(dtype) if keeping == "expanded" else stack
+        self._ledger = Ledger()
+
+    def dense(self, layer: int | None, part: str) -> Lease:
+        """Tensors of one part, which stay where they are."""
+        return self._leases[layer, part]
+
+    def experts(self, layer: int, ids: Tensor) -> "ResidentBatch":
+        """All experts of the layer are at hand."""
+        self._ledger.hits += ids.numel()
+        return ResidentBatch(self._experts[layer], ids, self.dtype)
+
+    def hint(self, layer: int, ids: Tensor, confidence: float) -> None:
+        """Nothing to fetch."""
+
+    def ledger(self) -> Ledger:
+        """Hits only: nothing ever moves."""
+        return self._ledger
+
+    def _read_dense(self, read: Callable[[str], Tensor]) -> dict[tuple[int | None, str], Lease]:
+        parts: dict[tuple[int | None, str], dict[str, Tensor]] = defaultdict(dict)
+        for spec in tensors(self.config):
+            if ".experts." in spec.key:
+                continue
+            layer, part, name = place(spec.key)
+            # The selection bias stays in float32 whatever the compute dtype, as in the checkpoint.
+            dtype = torch.float32 if name == "e_score_correction_bias" else self.dtype
+            parts[layer, part][name] = read(spec.key).to(self.device, dtype)
+        return {where: Lease(namespace(held)) for where, held in parts.items()}
+
+    def _read_experts(self, layer: int, read: Callable[[str], Tensor]) -> "_Stack":
+        prefix = f"model.layers.{layer}.mlp.experts"
+        experts = range(self.config.n_routed_experts)
+
+        def stacked(projections: tuple[str, ...], leaf: str) -> Tensor:
+            per_expert = [
+                torch.cat([read(f"{prefix}.{expert}.{name}.{leaf}") for name in projections])
+                for expert in experts
+            ]
+            return torch.stack(per_expert).to(self.device)
+
+        both = (("gate_proj", "up_proj"), ("down_proj",))
+        if self.config.quantization_config is None:
+            gate_up, down = (stacked(names, "weight").to(self.dtype) for names in both)
+            return _Stack(gate_up, down)
+        words = [stacked(names, "weight_packed") for names in both]
+        scales = [stacked(names, "weight_scale") for names in both]
+        return _Stack(words[0], words[1], scales[0], scales[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """One layer's experts: gate_up [e, 2·width, …] and down [e, hidden, …], packed if scaled."""
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_scale: Tensor | None = None
+    down_scale: Tensor | None = None
+
+    def expand(self, dtype: torch.dtype) -> "_Stack":
+        """The same experts in `dtype`."""
+        if self.gate_up_scale is None or self.down_scale is None:
+            return self
+        return _Stack(
+            dequantise(unpack(self.gate_up), self.gate_up_scale, dtype),
+            dequantise(unpack(self.down), self.down_scale, dtype),
+        )
+
+    def take(self, ids: Tensor) -> "_Stack":
+        """Only the experts `ids`, in their order."""
+        scales = (None if s is None else s[ids] for s in (self.gate_up_scale, self.down_scale))
+        return _Stack(self.gate_up[ids], self.down[ids], *scales)
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentBatch:
+    """The chosen experts of one layer."""
+
+    stack: _Stack
+    ids: Tensor  # [token, slot]
+    dtype: torch.dtype
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Each chosen expert's output, unsummed: [token, slot, hidden] for x [token, hidden]."""
+        stack, ids = self.stack, self.ids
+        if stack.gate_up_scale is not None:
+            # Expand each distinct expert once; `ids` then point into the smaller stack.
+            distinct, ids = torch.unique(ids, return_inverse=True)
+            stack = stack.take(distinct).expand(self.dtype)
+        return expert_rows(x, ids, stack.gate_up, stack.down)

@@ -1,0 +1,332 @@
+"""Store: the hidden widget that holds a run's data and the shared selection.
+
+Views carry only its id. A daemon thread sends what the run's growing trace has beyond what was
+sent, at most 12 frames and 2 status updates a second; the front end asks for `resync` when it
+misses something. The thread prints nothing: what fails goes to the `status` trait. Not here: the
+engine. Handlers run on any thread (JupyterLab uses a subshell), so they validate, then set events.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import traitlets
+
+from k2lab.errors import InputError, K2LabError
+from k2lab.trace.trace import CallRecord, Trace
+from k2lab.widgets import wire
+from k2lab.widgets.base import K2Widget
+
+FRAME_SECONDS = 1 / 12
+STATUS_EVERY = 6  # frames
+FRAME_BYTES = 2_000_000  # a resync of a long run comes in frames of about this size
+LONGEST_QUESTION = 20_000  # characters
+
+Ask = Callable[[str], object]
+
+
+class RunLike(Protocol):
+    """What a store needs of a run; `k2lab.engine.session.Run` has it."""
+
+    trace: Trace
+    error: str
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def done(self) -> bool: ...
+    def stop(self) -> object: ...
+    def pause(self) -> object: ...
+    def resume(self) -> object: ...
+    def step(self, unit: Literal["token", "layer"]) -> object: ...
+    def wait(self, timeout: float | None = None) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the status line says about where the numbers come from."""
+
+    engine: str = ""
+    dtype: str = ""
+    capture: str = "route"
+    provenance: Literal["measured", "derived", "missing"] = "measured"
+
+
+class Store(K2Widget):
+    """Data and selection of one run, shared by its views. `Store(run)` or `Store(trace)`.
+
+    `on_ask(question)` is called when a person asks in the page; it may `attach` another run.
+    """
+
+    stem = "store"
+
+    store_id = traitlets.Unicode().tag(sync=True)
+    epoch = traitlets.Int(0).tag(sync=True)  # grows with each attached run
+    about = traitlets.Dict().tag(sync=True)
+    status = traitlets.Dict().tag(sync=True)
+
+    run = traitlets.Unicode("").tag(sync=True, echo_update=False)
+    range = traitlets.List(traitlets.Int()).tag(sync=True, echo_update=False)  # tokens [a, b)
+    layer = traitlets.Int(-1).tag(sync=True, echo_update=False)  # as in site names; −1: none
+    expert = traitlets.Int(-1).tag(sync=True, echo_update=False)
+    head = traitlets.Int(-1).tag(sync=True, echo_update=False)
+    segment = traitlets.Unicode("").tag(sync=True, echo_update=False)
+    compare = traitlets.Unicode("").tag(sync=True, echo_update=False)
+    playhead = traitlets.Int(-1).tag(sync=True, echo_update=False)  # token; −1: the last
+    palette = traitlets.Enum(["cividis", "viridis"], "cividis").tag(sync=True, echo_update=False)
+    pin = traitlets.List(traitlets.Int(), [-1, -1, -1]).tag(sync=True, echo_update=False)
+    # pin: token, layer, expert to go back to when the pointer leaves
+
+    def __init__(
+        self, run: RunLike | Trace, *, facts: Facts | None = None, on_ask: Ask | None = None
+    ) -> None:
+        self.source: RunLike = Recorded(run) if isinstance(run, Trace) else run
+        self.facts = facts or Facts()
+        self.on_ask = on_ask
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._cursor = Cursor()
+        super().__init__()
+        self.store_id = self.model_id or f"store-{id(self)}"
+        self.on_msg(self._on_message)
+        self.attach(self.source)
+
+    def attach(self, run: RunLike | Trace) -> None:
+        """Shows another run from its beginning; the selection is cleared."""
+        with self._lock:
+            self.source = Recorded(run) if isinstance(run, Trace) else run
+            self._cursor = Cursor()
+            with self.hold_sync():
+                self.epoch += 1
+                self.about = wire.about(self.source.trace.about)
+                self.status = status_of(self.source, self.facts, self.on_ask is not None)
+                self.playhead = self.layer = self.expert = self.head = -1
+                self.pin, self.range = [-1, -1, -1], []
+        self._ensure_feeding()
+
+    def summary(self) -> str:
+        """Tokens and state, as in every view of this store."""
+        return f"Store({self.counts()})"
+
+    def counts(self) -> str:
+        """`tokens=93, state=done`, for the views' summaries."""
+        return f"tokens={len(self.source.trace)}, state={self.source.state}"
+
+    def pictures(self) -> tuple[()]:
+        """None: a store is not shown."""
+        return ()
+
+    def finish(self) -> None:
+        """Waits for the run."""
+        self.source.wait(None)
+
+    def flush(self) -> None:
+        """Sends all that is not sent yet, in this thread."""
+        while self._send_frame():
+            pass
+        self._send_status()
+
+    def close(self) -> None:
+        """Ends the thread and the front end's half."""
+        self._thread = None
+        super().close()
+
+    def _ensure_feeding(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._feed, name="k2lab-feed", daemon=True)
+                self._thread.start()
+
+    def _feed(self) -> None:
+        me, beat, pause = threading.current_thread(), 0, threading.Event()
+        while self._thread is me:
+            try:
+                done = self.source.done  # before looking: what comes after it is not missed
+                more = self._send_frame()
+                if beat % STATUS_EVERY == 0 or (done and not more):
+                    self._send_status()
+                with self._lock:
+                    if done and not more and not self._pending():
+                        self._thread = None
+                        return
+            except Exception as error:  # a thread must not die silently
+                self.status = {**self.status, "error": f"The view has stopped: {error!r}."}
+                self._thread = None
+                return
+            beat += 1
+            pause.wait(FRAME_SECONDS)
+
+    def _pending(self) -> bool:
+        trace, cursor = self.source.trace, self._cursor
+        return (cursor.token, cursor.routed) != (len(trace), min(trace.routed, len(trace)))
+
+    def _send_frame(self) -> bool:
+        """Sends one frame; whether there is more to send right away."""
+        with self._lock:
+            trace, cursor = self.source.trace, self._cursor
+            calls = [
+                wire.call(place, record)
+                for place, record in enumerate(list(trace.calls))
+                if place >= len(cursor.calls) or cursor.calls[place] is not record
+            ]
+            if not calls and not self._pending():
+                return False
+            cursor.calls = list(trace.calls)
+            length = len(trace)
+            token = min(length, cursor.token + cursor.rows(trace))
+            routed = min(token, trace.routed, cursor.routed + cursor.rows(trace))
+            header, buffers = wire.frame(
+                trace, slice(cursor.token, token), slice(cursor.routed, routed)
+            )
+            header |= {"epoch": self.epoch, "about": self.about, "calls": calls}
+            cursor.token, cursor.routed = token, routed
+            self.send(header, buffers)
+            return self._pending()
+
+    def _send_status(self) -> None:
+        status = status_of(self.source, self.facts, self.on_ask is not None)
+        if status != self.status:
+            self.status = status
+
+    def _on_message(self, _: Any, content: Any, __: Any) -> None:
+        try:
+            self._obey(content)
+        except K2LabError as error:
+            self.send({"type": "error", "found": error.found, "expected": error.expected})
+        except Exception as error:
+            self.send({"type": "error", "found": f"That failed: {error!r}.", "expected": "success."})
+
+    def _obey(self, content: Any) -> None:
+        kind = content.get("type") if isinstance(content, Mapping) else None
+        match kind:
+            case "stop":
+                self.source.stop()
+            case "pause":
+                self.source.pause()
+            case "resume":
+                self.source.resume()
+            case "step":
+                self.source.step(_unit(content.get("unit")))
+            case "resync":
+                self._resync(content)
+            case "ask":
+                self._ask(content.get("text"))
+            case _:
+                raise _refused(f"A message of type {kind!r}", "stop, pause, resume, step, resync, ask")
+        if kind != "resync":
+            self._send_status()
+            self._ensure_feeding()
+
+    def _resync(self, content: Mapping[str, Any]) -> None:
+        start, routed = content.get("from"), content.get("routed", content.get("from"))
+        with self._lock:
+            length = len(self.source.trace)
+            if content.get("epoch", self.epoch) != self.epoch:
+                start = routed = 0
+            if not (_index(start, length) and _index(routed, length)):
+                raise _refused(f"A resync from {start!r}, {routed!r}", f"positions in 0 … {length}")
+            assert isinstance(start, int) and isinstance(routed, int)
+            self._cursor = Cursor(token=start, routed=routed)
+        self._ensure_feeding()
+
+    def _ask(self, text: Any) -> None:
+        if self.on_ask is None:
+            raise _refused("A question to a run that takes none", "a live lab behind this view")
+        if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_QUESTION:
+            raise _refused("A question that is empty or too long", f"1 … {LONGEST_QUESTION} characters")
+        self.on_ask(text.strip())
+
+
+class Cursor:
+    """What of a trace has been sent."""
+
+    def __init__(self, token: int = 0, routed: int = 0) -> None:
+        self.token, self.routed = token, routed
+        self.calls: list[CallRecord] = []
+
+    @staticmethod
+    def rows(trace: Trace) -> int:
+        """Tokens per frame, so that a frame stays of moderate size."""
+        about = trace.about
+        return max(64, FRAME_BYTES // (64 + about.moe_layers * (3 * about.slots + 2)))
+
+
+class Recorded:
+    """A finished trace in the place of a run: it cannot be controlled."""
+
+    error = ""
+    done = True
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+
+    @property
+    def state(self) -> str:
+        """`stopped` or `error` as recorded, else `done`."""
+        reason = self.trace.stopped.reason if self.trace.stopped else "answer"
+        return reason if reason in ("stopped", "error") else "done"
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Returns at once."""
+
+    def stop(self) -> None:
+        """Refused, like every control."""
+        raise _refused("A control for a recorded trace", "a run that is going on")
+
+    pause = resume = stop
+
+    def step(self, unit: str) -> None:
+        """Refused."""
+        self.stop()
+
+
+def status_of(run: RunLike, facts: Facts, asks: bool) -> dict[str, Any]:
+    """The `status` trait: state, speed and origin, for the status line and the buttons."""
+    stopped = run.trace.stopped
+    error = ""
+    if run.error or (stopped and stopped.reason == "error"):
+        last = run.error.strip().splitlines()[-1:] or [""]
+        error = (stopped.detail if stopped else "") or last[0] or "The run failed."
+    return {
+        "state": run.state,
+        "reason": stopped.reason if stopped else "",
+        "detail": stopped.detail if stopped else "",
+        "error": error,
+        "traceback": run.error,
+        "speed": speed(run.trace, whole=run.done),
+        "controls": not isinstance(run, Recorded) and not run.done,
+        "asks": asks,
+        **asdict(facts),
+    }
+
+
+def speed(trace: Trace, *, whole: bool) -> float:
+    """Chosen tokens per second, rounded: of the whole run or of its last 24 tokens; 0 unknown."""
+    times = trace.seconds[~np.isnan(trace.seconds)]
+    times = times if whole else times[-24:]
+    if len(times) < 2 or times[-1] <= times[0]:
+        return 0.0
+    return round((len(times) - 1) / float(times[-1] - times[0]), 1)
+
+
+def store_of(source: "Store | RunLike | Trace") -> Store:
+    """The store itself, or a new one around a run or trace."""
+    return source if isinstance(source, Store) else Store(source)
+
+
+def _unit(unit: Any) -> Literal["token", "layer"]:
+    if unit == "token":
+        return "token"
+    if unit == "layer":
+        return "layer"
+    raise _refused(f"A step of {unit!r}", "'token' or 'layer'")
+
+
+def _index(value: Any, length: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= length
+
+
+def _refused(found: str, expected: str) -> InputError:
+    return InputError(f"{found}.", expected=f"{expected}.", mend="reload the page, or run the cell.")

@@ -1,0 +1,184 @@
+"""A world that tools can ask: an in-memory SQLite shop, weather, units, a calculator, a queue.
+
+Every call counts, so a seeded fault can strike the n-th one. The queue is not in the database:
+its next number is known only by taking it. Tools may run in any thread, one at a time.
+"""
+
+import sqlite3
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from threading import Lock
+from types import MappingProxyType, TracebackType
+from typing import ParamSpec, Self
+
+from k2lab.agent.tools import Tool, tool
+from k2lab.errors import InputError
+from k2lab.world.calculator import calculate
+from k2lab.world.facts import CITIES, ITEMS, UNITS, facts
+
+NO_FAULTS: Mapping[int, str] = MappingProxyType({})
+ROWS = 20
+"""Rows that one query returns at most."""
+
+STEPS = 200_000
+"""Steps of SQLite's virtual machine that one query may take."""
+
+READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION})
+
+Arguments = ParamSpec("Arguments")
+
+
+class World:
+    """The world of one seed. `faults` maps the number of a call (from 0) to its error text."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        faults: Mapping[int, str] = NO_FAULTS,
+        queue: Sequence[int] | None = None,
+    ) -> None:
+        known = facts(seed)
+        self.seed = seed
+        self.faults = dict(faults)
+        self.calls = 0
+        self.struck = 0  # faults that were met so far
+        self._queue = list(known.queue if queue is None else queue)
+        self._lock = Lock()
+        self._database = sqlite3.connect(
+            ":memory:", check_same_thread=False, isolation_level=None, cached_statements=16
+        )
+        self._close = weakref.finalize(self, self._database.close)
+        self._database.executescript(
+            "CREATE TABLE items (name TEXT PRIMARY KEY, price INTEGER, stock INTEGER);"
+            "CREATE TABLE cities (name TEXT PRIMARY KEY, sky TEXT, temperature INTEGER);"
+            "BEGIN"
+        )
+        self._database.executemany(
+            "INSERT INTO items VALUES (?, ?, ?)",
+            [(name, known.prices[name], known.stocks[name]) for name in ITEMS],
+        )
+        self._database.executemany(
+            "INSERT INTO cities VALUES (?, ?, ?)",
+            [(name, known.skies[name], known.temperatures[name]) for name in CITIES],
+        )
+        self._database.execute("COMMIT")
+        self._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+        self._database.set_authorizer(_only_reading)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"World(seed={self.seed})"
+
+    def close(self) -> None:
+        """Close the database; a second time does nothing."""
+        self._close()
+
+    def tools(self) -> list[Tool]:
+        """The tools of this world, in the order in which they are declared."""
+        functions: tuple[Callable[..., str], ...] = (
+            self.calc,
+            self.stock,
+            self.price,
+            self.weather,
+            self.convert,
+            self.next_item,
+            self.sql,
+        )
+        return [tool(self._counted(function)) for function in functions]
+
+    def calc(self, expression: str) -> str:
+        """Compute an expression of whole numbers, + - * // and brackets."""
+        return str(calculate(expression))
+
+    def stock(self, item: str) -> str:
+        """How many pieces of an item the shop has."""
+        return self._one("SELECT stock FROM items WHERE name = ? COLLATE NOCASE", item)
+
+    def price(self, item: str) -> str:
+        """The price of one piece of an item in coins."""
+        return self._one("SELECT price FROM items WHERE name = ? COLLATE NOCASE", item)
+
+    def weather(self, city: str) -> str:
+        """The sky and the temperature in degrees in a city."""
+        return self._one(
+            "SELECT sky || ' ' || temperature FROM cities WHERE name = ? COLLATE NOCASE", city
+        )
+
+    def convert(self, value: int, unit: str, to: str) -> str:
+        """A value in another unit: km, m, cm, mm, kg, g, days, hours, minutes, seconds."""
+        if unit not in UNITS or to not in UNITS or UNITS[unit][0] != UNITS[to][0]:
+            raise InputError(
+                f"cannot convert {unit} to {to}",
+                expected=f"Two units of one dimension out of {', '.join(UNITS)}.",
+                mend="Name other units.",
+            )
+        result = value * UNITS[unit][1] / UNITS[to][1]
+        if result.denominator == 1:
+            return str(result.numerator)
+        return f"{float(result):.6f}".rstrip("0")
+
+    def next_item(self) -> str:
+        """Take the next number from the queue, or done when the queue is empty."""
+        with self._lock:
+            return str(self._queue.pop(0)) if self._queue else "done"
+
+    def sql(self, query: str) -> str:
+        """Read with SQL: tables items (name, price, stock), cities (name, sky, temperature)."""
+        with self._lock:
+            self._database.set_progress_handler(lambda: 1, STEPS)
+            try:
+                rows = self._database.execute(query).fetchmany(ROWS)
+            except (sqlite3.Error, sqlite3.Warning) as error:
+                raise InputError(
+                    f"cannot read with this query: {error}",
+                    expected="One SELECT over the tables items and cities.",
+                    mend="Correct the query.",
+                ) from error
+            finally:
+                self._database.set_progress_handler(None, 0)
+        return "; ".join(", ".join(str(value) for value in row) for row in rows) or "no rows"
+
+    def _one(self, query: str, name: str) -> str:
+        with self._lock:
+            row = self._database.execute(query, (name,)).fetchone()
+        if row is None:
+            raise InputError(
+                f"{name[:40]} is unknown",
+                expected="A name that is in the database.",
+                mend="Ask for another name.",
+            )
+        return str(row[0])
+
+    def _counted(self, function: Callable[Arguments, str]) -> Callable[Arguments, str]:
+        """The function behind the counter of calls, with this world's faults."""
+
+        @wraps(function)
+        def counted(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
+            with self._lock:
+                fault = self.faults.get(self.calls)
+                self.calls += 1
+                self.struck += fault is not None
+            if fault is not None:
+                raise TimeoutError(fault)
+            return function(*args, **kwargs)
+
+        return counted
+
+
+def _only_reading(
+    action: int, first: str | None, second: str | None, database: str | None, trigger: str | None
+) -> int:
+    """SQLite's authorizer: reading is allowed, everything else refused, recursion included."""
+    return sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY

@@ -1,0 +1,151 @@
+"""The world's tools: the same from the same seed, read only, usable from any thread."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from k2lab.agent.tools import Outcome, call, declare
+from k2lab.world.facts import CITIES, ITEMS, facts
+from k2lab.world.tools import World
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World(7) as opened:
+        yield opened
+
+
+def use(world: World, name: str, arguments: str = "{}") -> Outcome:
+    (found,) = [each for each in world.tools() if each.name == name]
+    return call(found, arguments)
+
+
+def test_tools_are_declared_in_order(world: World) -> None:
+    names = [each["function"]["name"] for each in declare(world.tools())]
+    assert names == ["calc", "stock", "price", "weather", "convert", "next_item", "sql"]
+    assert all(each.description.isascii() and each.description for each in world.tools())
+
+
+def test_tools_tell_the_facts_of_the_seed(world: World) -> None:
+    known = facts(7)
+    for item in ITEMS:
+        assert use(world, "price", f'{{"item": "{item}"}}').content == str(known.prices[item])
+        assert use(world, "stock", f'{{"item": "{item}"}}').content == str(known.stocks[item])
+    for city in CITIES:
+        expected = f"{known.skies[city]} {known.temperatures[city]}"
+        assert use(world, "weather", f'{{"city": "{city}"}}').content == expected
+
+
+def test_worlds_differ_and_repeat() -> None:
+    assert facts(1) == facts(1)
+    assert facts(1) != facts(2)
+
+
+def test_names_are_found_whatever_their_case_and_unknown_ones_are_told(world: World) -> None:
+    assert use(world, "price", '{"item": "Tent"}').ok
+    assert use(world, "price", '{"item": "dragon"}') == Outcome("error: dragon is unknown", False)
+    assert not use(world, "price", '{"item": "tent\' OR 1=1 --"}').ok
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "to", "result"),
+    [
+        (12, "km", "m", "12000"),
+        (3, "hours", "minutes", "180"),
+        (1500, "m", "km", "1.5"),
+        (-2, "kg", "g", "-2000"),
+        (1, "seconds", "days", "0.000012"),
+    ],
+)
+def test_conversion(world: World, value: int, unit: str, to: str, result: str) -> None:
+    assert world.convert(value, unit, to) == result
+
+
+def test_conversion_between_dimensions_is_refused(world: World) -> None:
+    assert not use(world, "convert", '{"value": 1, "unit": "km", "to": "kg"}').ok
+    assert not use(world, "convert", '{"value": 1, "unit": "miles", "to": "km"}').ok
+
+
+def test_queue_reveals_one_item_a_call_and_then_is_done() -> None:
+    with World(7, queue=[5, 3]) as world:
+        assert [use(world, "next_item").content for _ in range(4)] == ["5", "3", "done", "done"]
+
+
+def test_queue_is_not_in_the_database(world: World) -> None:
+    tables = use(world, "sql", '{"query": "SELECT name FROM sqlite_master"}').content
+    assert "queue" not in tables
+
+
+def test_sql_reads(world: World) -> None:
+    query = "SELECT count(*), max(price) FROM items"
+    expected = f"{len(ITEMS)}, {max(facts(7).prices.values())}"
+    assert use(world, "sql", f'{{"query": "{query}"}}') == Outcome(expected, ok=True)
+    none = use(world, "sql", '{"query": "SELECT name FROM items WHERE price > 1000"}')
+    assert none.content == "no rows"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM items",
+        "UPDATE items SET price = 0",
+        "INSERT INTO items VALUES ('x', 1, 1)",
+        "DROP TABLE items",
+        "CREATE TABLE x (y)",
+        "ATTACH DATABASE '/tmp/x' AS x",
+        "PRAGMA writable_schema = 1",
+        "PRAGMA table_info(items)",
+        "BEGIN",
+        "VACUUM INTO '/tmp/x'",
+        "SELECT 1; DELETE FROM items",
+        "SELECT load_extension('x')",
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n",
+        "SELECT sum(a.price) FROM items a, items b, items c, items d, items e",
+        "SELECT length(zeroblob(1000000000))",
+        "nonsense",
+    ],
+)
+def test_sql_does_nothing_but_read_a_little(world: World, query: str) -> None:
+    before = world.sql("SELECT sum(price), count(*) FROM items")
+    assert not use(world, "sql", f'{{"query": "{query}"}}').ok
+    assert world.sql("SELECT sum(price), count(*) FROM items") == before
+
+
+def test_fault_strikes_the_numbered_call_only() -> None:
+    with World(7, faults={1: "timeout"}) as world:
+        outcomes = [use(world, "price", '{"item": "tent"}') for _ in range(3)]
+    assert [outcome.ok for outcome in outcomes] == [True, False, True]
+    assert outcomes[1].content == "error: timeout"
+    assert (world.calls, world.struck) == (3, 1)
+
+
+def test_fault_does_not_use_up_the_queue() -> None:
+    with World(7, faults={0: "busy"}, queue=[5]) as world:
+        assert [use(world, "next_item").content for _ in range(3)] == ["error: busy", "5", "done"]
+
+
+def test_tools_work_from_other_threads() -> None:
+    world = World(7, queue=range(1, 201))
+    taken: list[str] = []
+
+    def take() -> None:
+        for _ in range(50):
+            taken.append(use(world, "next_item").content)
+            assert use(world, "price", '{"item": "tent"}').ok
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    world.close()
+    assert sorted(map(int, taken)) == list(range(1, 201))
+    assert world.calls == 400
+
+
+def test_closing_twice_does_nothing_and_a_closed_world_answers_with_an_error() -> None:
+    world = World(7)
+    world.close()
+    world.close()
+    assert not use(world, "price", '{"item": "tent"}').ok

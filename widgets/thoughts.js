@@ -1,0 +1,417 @@
+import { button, choice, clamp, css, decimal, el, gradient, isDark, KIND_COLOURS, KINDS, LETTERS, NAMES, onKeys, onTheme, painter, percent, ramp, statusLine, storeView, table, toggle } from "./_kit.js";
+
+/**
+ * ThoughtStream: the run's tokens as text. Thinking is an indented ribbon, tool calls are cards, a
+ * strip under each token is coloured by entropy, router margin or time. Only blocks near the
+ * viewport are in the page. Not here: the data (store.js), the engine's controls (store.py).
+ */
+
+/** What the strip can show: label, value of token i (NaN: none), scale, what stands out. */
+export const STRIPS = {
+  entropy: { label: "Entropy", low: "sure", high: "unsure", unit: "nats", value: (data, i) => data.column.entropy[i], share: (v) => v / 3 },
+  margin: { label: "Router margin", low: "clear", high: "near tie", unit: "", value: (data, i) => data.margin(i), share: (v) => 1 - Math.sqrt(clamp(v, 0, 0.04) / 0.04) },
+  time: { label: "Time", low: "quick", high: "slow", unit: "s", value: (data, i) => (i ? data.column.seconds[i] - data.column.seconds[i - 1] : NaN), share: (v) => (Math.log10(Math.max(v, 1e-3)) + 3) / 3 },
+  none: { label: "Nothing", low: "", high: "", unit: "", value: () => NaN, share: () => 0 },
+};
+
+const MOST = 480, CALL = KINDS.indexOf("call"), LINE = 27, HEAD = 30;
+
+// ---------------------------------------------------------------- geometry and grouping (pure)
+
+/**
+ * Consecutive tokens of one kind. Markers go with what follows them; a call each.
+ * @typedef {{kind: number, start: number, body: number, stop: number}} Group start ≤ body < stop
+ * @param {{n: number, texts: string[], column: {kinds: Uint8Array}}} data
+ * @param {Group[]} groups found before; the last may still grow @returns {Group[]} the same array
+ */
+export function extendGroups(data, groups) {
+  if (groups.length && groups[groups.length - 1].kind === 0) groups.pop();
+  let last = groups[groups.length - 1], closed = false;
+  for (let i = last ? last.stop : 0; i < data.n; i++) {
+    const kind = data.column.kinds[i];
+    if (kind === 0) { closed ||= /tool_call_begin|im_end/.test(data.texts[i]); continue; }
+    if (last && last.kind === kind && !closed) last.stop = i + 1;
+    else groups.push(last = { kind, start: last ? last.stop : 0, body: i, stop: i + 1 });
+    closed = false;
+  }
+  const end = last ? last.stop : 0;
+  if (end < data.n) groups.push({ kind: 0, start: end, body: data.n, stop: data.n });
+  return groups;
+}
+
+/**
+ * A group cut at line ends into pieces that are laid out apart, each of moderate size.
+ * @typedef {{group: number, kind: number, start: number, stop: number, first: boolean, last: boolean, chars: number, breaks: number}} Block
+ * @param {string[]} texts @param {Group} group @param {number} index of the group @returns {Block[]}
+ */
+export function cutBlocks(texts, group, index) {
+  const blocks = [];
+  let start = group.start, chars = 0, breaks = 0;
+  const close = (stop) => {
+    blocks.push({ group: index, kind: group.kind, start, stop, first: blocks.length === 0, last: stop === group.stop, chars, breaks });
+    start = stop; chars = breaks = 0;
+  };
+  for (let i = group.start; i < group.stop; i++) {
+    const text = texts[i];
+    chars += text.length;
+    if (text.includes("\n")) breaks++;
+    if ((text.endsWith("\n") && i - start >= 60) || i - start >= MOST - 1) close(i + 1);
+  }
+  if (start < group.stop) close(group.stop);
+  return blocks;
+}
+
+/** Height in px that a block will about have. @param {Block} block @param {number} columns characters per line */
+export function estimate(block, columns) {
+  return (block.breaks + Math.ceil(block.chars / Math.max(10, columns)) + 0.3) * LINE + (block.first ? HEAD : 0);
+}
+
+/** Running sums with a leading 0. @param {number[]} heights @returns {Float64Array} */
+export function offsets(heights) {
+  const sums = new Float64Array(heights.length + 1);
+  heights.forEach((height, i) => { sums[i + 1] = sums[i] + height; });
+  return sums;
+}
+
+/** Index of the block at a height. @param {Float64Array} sums @param {number} y */
+export function blockAt(sums, y) {
+  let low = 0, high = sums.length - 2;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (sums[middle] <= y) low = middle; else high = middle - 1;
+  }
+  return Math.max(0, low);
+}
+
+/** Index of the block that holds a token. @param {Block[]} blocks @param {number} token */
+export function blockOf(blocks, token) {
+  let low = 0, high = blocks.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (blocks[middle].start <= token) low = middle; else high = middle - 1;
+  }
+  return low;
+}
+
+/** The call that ended in a group. @param {any[]} calls @param {Group[]} groups @param {number} index */
+export function callOf(calls, groups, index) {
+  const next = groups[index + 1];
+  return calls.find((call) => call && call.index >= groups[index].body && (!next || next.kind === 0 || call.index < next.body));
+}
+
+/** State of a tool call in words. @param {any} call */
+export function callState(call) {
+  if (!call) return { word: "being written", state: "open" };
+  if (call.ok === null || call.ok === undefined) return { word: "running", state: "open" };
+  return { word: `${call.ok ? "answered" : "failed"} in ${decimal(call.seconds, call.seconds < 1 ? 3 : 1)} s`, state: call.ok ? "ok" : "bad" };
+}
+
+/** A token's text made visible. @param {string} text */
+export function visible(text) { return text === "" ? "∅" : text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣"); }
+
+/** Facts of a token as [label, value] pairs. */
+export function tokenFacts(data, i) {
+  const { ids, kinds, entropy, logprob } = data.column, given = Number.isNaN(logprob[i]);
+  const facts = [["token", `${i} · id ${ids[i]}`], ["part", NAMES[KINDS[kinds[i]]]]];
+  if (given) facts.push(["origin", "given, not chosen"]);
+  else facts.push(["probability", percent(Math.exp(logprob[i]))], ["entropy", `${decimal(entropy[i])} nats`]);
+  facts.push(["least margin", i < data.m ? decimal(data.margin(i), 4) : "not routed yet"]);
+  return facts;
+}
+
+/** Rows of the token table. */
+export function tableRows(data, from, to) {
+  return Array.from({ length: Math.max(0, to - from) }, (_, k) => {
+    const i = from + k, { ids, kinds, entropy, logprob, seconds } = data.column;
+    return [String(i), String(ids[i]), visible(data.texts[i]), NAMES[KINDS[kinds[i]]], percent(Math.exp(logprob[i])), decimal(entropy[i]), decimal(data.margin(i), 4), decimal(seconds[i])];
+  });
+}
+
+// ---------------------------------------------------------------- parts of the page
+
+/** One token. */
+function tokenNode(data, i, strip, colours) {
+  const text = data.texts[i], kind = KINDS[data.column.kinds[i]];
+  const node = el("span", { class: kind === "marker" ? "k2-token k2-mark" : "k2-token", "data-i": i });
+  if (/^\n+$/.test(text)) node.classList.add("k2-break");
+  node.textContent = text; // untrusted
+  const value = strip.value(data, i);
+  if (!Number.isNaN(value)) node.style.setProperty("--strip", css(colours, strip.share(value)));
+  return node;
+}
+
+/** A tool call's heading, and its result below its last block. */
+function callHead(call) {
+  const { word, state } = callState(call);
+  return el("div", { class: "k2-call-head" }, el("span", { class: "k2-call-name", text: call ? call.name : "tool call" }), el("span", { class: "k2-call-state", "data-state": state, text: word }));
+}
+
+function callResult(call) {
+  return el("div", { class: "k2-call-result" }, el("span", { class: "k2-call-label", text: call.ok ? "result" : "error" }), el("pre", { text: call.content }));
+}
+
+/** Stop, pause, step. */
+function controls(store, signal) {
+  const send = (message) => () => store.send(message);
+  const stop = button("Stop", send({ type: "stop" }), signal);
+  const pause = button("Pause", () => store.send({ type: store.get("status")?.state === "paused" ? "resume" : "pause" }), signal);
+  const token = button("Step token", send({ type: "step", unit: "token" }), signal);
+  const layer = button("Step layer", send({ type: "step", unit: "layer" }), signal);
+  const write = () => {
+    const { state, controls: live } = store.get("status") ?? {}, paused = state === "paused";
+    pause.textContent = paused ? "Resume" : "Pause";
+    for (const node of [stop, pause]) node.disabled = !live;
+    for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
+  };
+  store.listen(write, signal);
+  write();
+  return el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer);
+}
+
+/** A box in which a person asks the model. */
+function askBox(store, signal) {
+  const input = el("input", { class: "k2-input", type: "text", "aria-label": "Question to the model", autocomplete: "off" });
+  const ask = el("button", { type: "submit", class: "k2-button k2-primary", text: "Ask" });
+  const form = el("form", { class: "k2-ask" }, input, ask);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!input.value.trim() || ask.disabled) return;
+    store.send({ type: "ask", text: input.value });
+    input.value = "";
+  }, { signal });
+  const write = () => {
+    const { asks, state } = store.get("status") ?? {}, busy = state === "running" || state === "paused";
+    form.hidden = !asks;
+    ask.disabled = busy;
+    input.placeholder = busy ? "The model is at work …" : "Ask the model something";
+  };
+  store.listen(write, signal);
+  write();
+  return form;
+}
+
+/** Top alternatives of a token, near it. */
+function popover() {
+  const box = el("div", { class: "k2-pop", hidden: true });
+  const show = (data, i, node, frame, colour) => {
+    const area = frame.getBoundingClientRect(), at = node.getClientRects()[0] ?? node.getBoundingClientRect();
+    const bars = data.top(i).map(({ id, text, p }) => el("tr", { class: id === data.column.ids[i] ? "k2-chosen" : "" },
+      el("td", { class: "k2-mono", text: visible(text) }),
+      el("td", { class: "k2-bar" }, el("span", { style: `width:${Math.max(1, p * 100)}%;background:${colour}` })),
+      el("td", { class: "k2-number", text: percent(p) })));
+    box.replaceChildren(el("div", { class: "k2-pop-token k2-mono", text: visible(data.texts[i]) }),
+      el("dl", {}, ...tokenFacts(data, i).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })])));
+    if (bars.length) box.append(el("table", { class: "k2-top" }, el("tbody", {}, ...bars)));
+    box.hidden = false;
+    const below = at.bottom - area.top + 6, above = at.top - area.top - box.offsetHeight - 6;
+    box.style.left = `${clamp(at.left - area.left - 12, 4, area.width - box.offsetWidth - 4)}px`;
+    box.style.top = `${at.top - area.top > area.height * 0.55 ? above : below}px`;
+  };
+  return { box, show, hide: () => { box.hidden = true; } };
+}
+
+// ---------------------------------------------------------------- the widget
+
+function fill({ model, store, root, signal, fail }) {
+  root.classList.add("k2-thoughts");
+  const unfolded = new Set(), made = new Map();
+  let data = store.data, groups = [], blocks = [], heights = [], sums = offsets([]), following = true;
+  let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = ramp("cividis"), dark = false, markers = false;
+  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1;
+
+  const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div", { class: "k2-list" });
+  const empty = el("p", { class: "k2-empty" });
+  const scroll = el("div", { class: "k2-scroll", tabindex: 0, role: "region", "aria-label": "Tokens. Arrow keys move, Shift selects, Enter pins, Escape clears." }, empty, spaceAbove, list, spaceBelow);
+  const map = el("canvas", { class: "k2-minimap", "aria-hidden": "true" });
+  const pop = popover(), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
+  const stage = el("div", { class: "k2-stage" }, scroll, map, pop.box);
+  const tablePane = el("div", { class: "k2-table-pane", hidden: true, tabindex: 0, role: "region", "aria-label": "Tokens as a table" });
+  const swatch = el("span", { class: "k2-ramp" }), lowWord = el("span"), highWord = el("span");
+  const paint = painter(draw, signal, fail);
+  const repaint = () => { made.clear(); paint(); };
+  const tools = el("div", { class: "k2-tools" }, controls(store, signal),
+    choice("Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), model.get("strip"), (key) => { model.set("strip", key); model.save_changes(); }, signal),
+    el("span", { class: "k2-legend" }, lowWord, swatch, highWord), el("span", { class: "k2-gap" }),
+    toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal),
+    toggle("Table", (on) => { asTable = on; page = -1; paint(); }, signal));
+  root.append(statusLine(store, signal), tools, stage, tablePane, askBox(store, signal), live);
+
+  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; maskKey = ""; page = -1; }
+
+  function regroup() {
+    const old = Math.max(0, groups.length - 2), from = blocks.findIndex((block) => block.group >= old);
+    extendGroups(data, groups);
+    const kept = from < 0 ? 0 : from;
+    blocks.length = kept;
+    for (let g = kept ? old : 0; g < groups.length; g++) blocks.push(...cutBlocks(data.texts, groups[g], g));
+    heights.length = Math.min(heights.length, kept);
+    const columns = list.clientWidth / 8.2;
+    for (let b = heights.length; b < blocks.length; b++) heights.push(folds(blocks[b]) ? (blocks[b].first ? HEAD : 0) : blocks[b].kind || markers ? estimate(blocks[b], columns) : 0);
+  }
+
+  const folds = (block) => (KINDS[block.kind] === "system" || KINDS[block.kind] === "result") && !unfolded.has(block.group);
+
+  function blockNode(block) {
+    const kind = KINDS[block.kind], folded = folds(block), group = groups[block.group], call = block.kind === CALL ? callOf(data.calls, groups, block.group) : null;
+    const state = call ? `${call.ok}` : "", key = `${block.stop}|${block.last}|${folded}|${state}|${markers}`;
+    const known = made.get(block.start);
+    if (known?.key === key) return known.node;
+    const body = el("div", { class: "k2-body" });
+    const node = el("div", { class: `k2-block k2-${kind}${block.first ? " k2-first" : ""}${block.last ? " k2-last" : ""}` }, body);
+    if (block.first && kind !== "marker") node.prepend(el("span", { class: "k2-letter", title: NAMES[kind], text: LETTERS[kind] }));
+    if (block.first && block.kind === CALL) body.append(callHead(call));
+    if (block.first && (kind === "system" || kind === "result")) body.append(foldButton(block.group, group, folded));
+    if (!folded) {
+      const line = el("div", { class: "k2-text" });
+      for (let i = block.start; i < block.stop; i++) if (markers || data.column.kinds[i] !== 0) line.append(tokenNode(data, i, strip, colours));
+      if (line.childNodes.length) body.append(line);
+    }
+    if (block.last && call && typeof call.content === "string") body.append(callResult(call));
+    if (kind === "marker" && !markers) node.hidden = true;
+    made.set(block.start, { key, node });
+    return node;
+  }
+
+  function foldButton(index, group, folded) {
+    const label = `${NAMES[KINDS[group.kind]]} · ${group.stop - group.body} tokens`;
+    return button(label, () => { if (!unfolded.delete(index)) unfolded.add(index); heights = []; paint(); }, signal, { class: "k2-fold", "aria-expanded": String(!folded) });
+  }
+
+  function draw() {
+    if (store.data !== data) reset();
+    const nowDark = isDark(getComputedStyle(root).backgroundColor), nowStrip = STRIPS[model.get("strip")] ?? STRIPS.entropy;
+    const palette = store.get("palette") ?? "cividis";
+    if (nowDark !== dark || nowStrip !== strip || palette !== root.dataset.palette) { dark = nowDark; strip = nowStrip; made.clear(); }
+    root.dataset.palette = palette;
+    colours = ramp(palette); // what stands out is far from the background: the ramp runs towards it
+    if (!dark) { const light = colours.slice(); for (let i = 0; i < 256; i++) colours.set(light.subarray((255 - i) * 3, (256 - i) * 3), i * 3); }
+    swatch.style.background = gradient(colours);
+    [lowWord.textContent, highWord.textContent] = [strip.low, strip.high];
+    lowWord.parentElement.hidden = strip === STRIPS.none;
+    stage.hidden = asTable; tablePane.hidden = !asTable;
+    if (asTable) { drawTable(); return; }
+    const state = store.get("status") ?? {};
+    empty.hidden = data.n > 0;
+    empty.textContent = state.state === "running" ? "The model reads the prompt; its first token comes soon." : state.asks ? "Nothing yet. Ask something below." : `No tokens in this run. ${state.detail ?? ""}`;
+    regroup();
+    layout();
+    if (following && data.n) { scroll.scrollTop = scroll.scrollHeight; layout(); }
+    mark();
+    drawMap();
+  }
+
+  function layout() {
+    sums = offsets(heights);
+    const top = scroll.scrollTop, view = scroll.clientHeight, anchor = blockAt(sums, top), delta = top - (sums[anchor] ?? 0);
+    const first = blockAt(sums, Math.max(0, top - view)), last = Math.min(blocks.length - 1, blockAt(sums, top + 2 * view));
+    const nodes = [];
+    for (let b = first; b <= last; b++) nodes.push(blockNode(blocks[b]));
+    let same = list.childNodes.length === nodes.length;
+    for (let k = 0; same && k < nodes.length; k++) same = list.childNodes[k] === nodes[k];
+    if (!same) list.replaceChildren(...nodes);
+    nodes.forEach((node, k) => { heights[first + k] = node.offsetHeight; });
+    sums = offsets(heights);
+    spaceAbove.style.height = `${sums[first] ?? 0}px`;
+    spaceBelow.style.height = `${sums[sums.length - 1] - (sums[last + 1] ?? 0)}px`;
+    if (!following && Math.abs((sums[anchor] ?? 0) + delta - top) > 1) scroll.scrollTop = sums[anchor] + delta;
+    if (made.size > 400) for (const [start, { node }] of made) if (!node.isConnected) made.delete(start);
+  }
+
+  /** Classes for what is selected; the popover for the token in focus. */
+  function mark() {
+    const row = store.row(), expert = store.get("expert"), key = `${row}|${expert}|${data.m}`;
+    if (key !== maskKey) { mask = row >= 0 && expert >= 0 ? data.users(row, expert) : new Uint8Array(0); maskKey = key; }
+    const range = store.range(), head = store.get("playhead"), pin = store.pinned()[0];
+    let focus = null;
+    for (const node of list.querySelectorAll(".k2-token")) {
+      const i = Number(node.dataset.i);
+      node.classList.toggle("k2-uses", mask[i] === 1);
+      node.classList.toggle("k2-brushed", !!range && i >= range[0] && i < range[1]);
+      node.classList.toggle("k2-pinned", i === pin);
+      node.classList.toggle("k2-head-on", i === head);
+      if (i === head) focus = node;
+    }
+    root.classList.toggle("k2-filtered", mask.length > 0);
+    if (focus && head < data.n && (shownHead === head || inside(focus))) pop.show(data, head, focus, stage, css(colours, 0.7)); else pop.hide();
+    shownHead = head;
+  }
+
+  const inside = (node) => { const a = node.getBoundingClientRect(), b = scroll.getBoundingClientRect(); return a.bottom > b.top && a.top < b.bottom; };
+
+  function drawMap() {
+    const ratio = devicePixelRatio || 1, width = map.clientWidth, height = scroll.clientHeight, total = Math.max(1, sums[sums.length - 1]);
+    map.style.height = `${height}px`;
+    if (map.width !== Math.round(width * ratio) || map.height !== Math.round(height * ratio)) { map.width = Math.round(width * ratio); map.height = Math.round(height * ratio); }
+    const pen = map.getContext("2d");
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    const scale = Math.min(1, height / total);
+    blocks.forEach((block, b) => {
+      pen.fillStyle = `rgba(${KIND_COLOURS[KINDS[block.kind]].join(",")},0.55)`;
+      pen.fillRect(3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0)));
+    });
+    const tokenY = (i) => { const b = blockOf(blocks, i), block = blocks[b]; return (sums[b] + heights[b] * ((i - block.start) / Math.max(1, block.stop - block.start))) * scale; };
+    pen.fillStyle = dark ? "#fff" : "#000";
+    if (blocks.length) for (let i = 0, last = -2; i < mask.length; i++) if (mask[i]) { const y = Math.round(tokenY(i)); if (y !== last) pen.fillRect(0, y, width, 1); last = y; }
+    pen.strokeStyle = dark ? "rgba(255,255,255,.75)" : "rgba(0,0,0,.6)";
+    if (total > height) pen.strokeRect(0.5, scroll.scrollTop * scale + 0.5, width - 1, Math.max(4, height * scale - 1));
+  }
+
+  function drawTable() {
+    const size = 100, pages = Math.max(1, Math.ceil(data.n / size)), head = store.get("playhead");
+    if (page < 0) page = head >= 0 ? Math.floor(head / size) : pages - 1;
+    page = clamp(page, 0, pages - 1);
+    const from = page * size, to = Math.min(data.n, from + size), key = `${page}|${to}|${data.m}`;
+    if (tablePane.dataset.key === key) return;
+    tablePane.dataset.key = key;
+    const turn = (step) => () => { page += step; paint(); };
+    tablePane.replaceChildren(el("div", { class: "k2-group" }, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
+      table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "least margin", "seconds"], tableRows(data, from, to)));
+  }
+
+  // ---- pointer and keys
+  const tokenAt = (target) => { const node = target instanceof Element ? target.closest("[data-i]") : target?.parentElement?.closest("[data-i]"); return node && list.contains(node) ? Number(node.dataset.i) : -1; };
+  list.addEventListener("pointerover", (event) => { const i = tokenAt(event.target); if (i >= 0) store.hover({ playhead: i }); else store.leave(); }, { signal });
+  scroll.addEventListener("pointerleave", () => store.leave(), { signal });
+  list.addEventListener("click", (event) => {
+    const selection = getSelection(), i = tokenAt(event.target);
+    if (selection && !selection.isCollapsed && list.contains(selection.anchorNode)) {
+      const ends = [tokenAt(selection.anchorNode), tokenAt(selection.focusNode)].filter((at) => at >= 0);
+      if (ends.length) store.select({ range: [Math.min(...ends), Math.max(...ends) + 1] });
+    } else if (i >= 0) store.pin({ playhead: i });
+  }, { signal });
+  scroll.addEventListener("scroll", () => { following = scroll.scrollTop + scroll.clientHeight > scroll.scrollHeight - 24; paint(); }, { signal, passive: true });
+  map.addEventListener("pointerdown", (event) => {
+    const go = (e) => { const total = sums[sums.length - 1], scale = Math.min(1, scroll.clientHeight / total); scroll.scrollTop = e.offsetY / scale - scroll.clientHeight / 2; };
+    map.setPointerCapture(event.pointerId);
+    map.onpointermove = go;
+    map.onpointerup = () => { map.onpointermove = null; };
+    go(event);
+  }, { signal });
+  onKeys(scroll, (key, event) => {
+    const head = store.get("playhead"), at = head < 0 ? data.n - 1 : head;
+    const steps = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 10, ArrowDown: at + 10, PageUp: at - 100, PageDown: at + 100, Home: 0, End: data.n - 1 };
+    if (key === "Escape") { store.clear(); return true; }
+    if (key === "Enter" && head >= 0 && event.target === scroll) { store.pin({ playhead: head }); return true; }
+    if (!(key in steps) || !data.n) return false;
+    const to = clamp(steps[key], 0, data.n - 1), range = store.range();
+    if (event.shiftKey) store.select({ range: range && range[1] - 1 === at ? [Math.min(range[0], to), Math.max(range[0], to) + 1] : [Math.min(at, to), Math.max(at, to) + 1] });
+    store.hover({ playhead: to });
+    const b = blockOf(blocks, to);
+    following = false;
+    if (sums[b] < scroll.scrollTop || sums[b + 1] > scroll.scrollTop + scroll.clientHeight) { scroll.scrollTop = Math.max(0, sums[b] - 60); layout(); }
+    list.querySelector(`[data-i="${to}"]`)?.scrollIntoView({ block: "nearest" });
+    live.textContent = `${visible(data.texts[to])}, ${tokenFacts(data, to).map((fact) => fact.join(" ")).join(", ")}`;
+    return true;
+  }, signal);
+
+  store.listen(paint, signal);
+  model.on("change:strip", paint);
+  onTheme(repaint, signal);
+  const observer = new ResizeObserver(() => { heights = []; paint(); });
+  observer.observe(root);
+  signal.addEventListener("abort", () => { observer.disconnect(); model.off("change:strip", paint); });
+  paint();
+}
+
+export default storeView(fill);
