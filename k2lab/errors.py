@@ -3,6 +3,7 @@
     K2LabError
     ├─ ConfigError         a config.json that cannot be used
     ├─ CheckpointError     shards, tensors or quantisation that cannot be used
+    │  └─ QuantizationError  a quantisation that is not K2's INT4; a ConfigError too
     ├─ TokenizerError      ranks or special tokens that cannot be used
     ├─ InputError          token ids, prompts or arguments out of range
     │  └─ ContextError     a prompt longer than the context
@@ -30,6 +31,10 @@ class ConfigError(K2LabError, ValueError):
 
 class CheckpointError(K2LabError, ValueError):
     """A shard, an index or a tensor that is missing, extra, damaged or of another shape or dtype."""
+
+
+class QuantizationError(ConfigError, CheckpointError):
+    """A `quantization_config` other than K2's INT4: the weights could not be read."""
 
 
 class TokenizerError(K2LabError, ValueError):

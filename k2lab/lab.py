@@ -36,7 +36,10 @@ from k2lab.weights.store import WeightStore
 from k2lab.world.tools import World
 
 if TYPE_CHECKING:
-    from k2lab.widgets.dashboard import Dashboard
+    from k2lab.widgets.base import Column
+    from k2lab.widgets.experts import ExpertMap
+    from k2lab.widgets.store import Store
+    from k2lab.widgets.thoughts import ThoughtStream
 
 Conversation = str | Sequence[Mapping[str, Any]]
 """A question, or messages in the OpenAI form."""
@@ -50,6 +53,7 @@ class Lab:
     def __init__(self, name: str, model: K2, tokenizer: Tokenizer, tools: Sequence[Tool]) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.tools = tuple(tools)
+        self.latest: LabRun | None = None  # also the one that a question in the page started
         self._engine = threading.Lock()
 
     @classmethod
@@ -134,11 +138,18 @@ class Lab:
         settings = self._settings(sampler, max_tokens, chain(control.tap, tap))
         run = LabRun(self, control)
         run.start(self._converse(conversation, tools, settings), self._engine)
+        self.latest = run
         return run
 
-    def show(self, run: "LabRun") -> "Dashboard":
-        """The linked widgets of a run."""
+    def show(self, run: "LabRun") -> "Column":
+        """The linked widgets of a run, below each other."""
         return run.show()
+
+    @property
+    def dtype(self) -> str:
+        """What the network computes in."""
+        with self.model.store.dense(None, "norm") as w:
+            return str(w.norm.dtype).removeprefix("torch.")
 
     @property
     def about(self) -> About:
@@ -190,24 +201,52 @@ class Lab:
 
 
 class LabRun(Run):
-    """A run that knows its lab and shows itself."""
+    """A run that knows its lab and shows itself; all its widgets share one selection."""
 
     def __init__(self, lab: Lab, control: Control) -> None:
         super().__init__(Trace(lab.about), control)
         self.lab = lab
-        self._shown: Dashboard | None = None
+        self._store: Store | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.lab.name}, tokens={len(self.trace)}, state={self.state})"
 
-    def show(self) -> "Dashboard":
-        """The linked widgets of this run: thoughts and experts, made once."""
-        if self._shown is None:
-            from k2lab.widgets.dashboard import Dashboard
+    @property
+    def store(self) -> "Store":
+        """Data and selection behind this run's widgets."""
+        if self._store is None:
+            from k2lab.widgets.store import Facts, Store
 
-            self._shown = Dashboard(self, on_ask=self.lab.run)
-        return self._shown
+            device = self.lab.model.device
+            facts = Facts(engine=f"k2lab {self.lab.name} on {device}", dtype=self.lab.dtype)
+            self._store = Store(self, facts=facts, on_ask=self._ask)
+        return self._store
+
+    def thoughts(self) -> "ThoughtStream":
+        """The tokens as they appear: thinking, tool calls, answer."""
+        from k2lab.widgets.thoughts import ThoughtStream
+
+        return ThoughtStream(self.store)
+
+    def experts(self) -> "ExpertMap":
+        """Which experts computed what, layer by layer."""
+        from k2lab.widgets.experts import ExpertMap
+
+        return ExpertMap(self.store)
+
+    def show(self) -> "Column":
+        """The linked widgets below each other."""
+        from k2lab.widgets.base import Column
+
+        return Column([self.thoughts(), self.experts()])
+
+    def _ask(self, question: str) -> None:
+        """A person asked in the page: a new run takes this one's place in the same widgets."""
+        store = self.store
+        run = self.lab.run(question)
+        run._store = store
+        store.attach(run)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """A run as the last line of a cell is its dashboard."""
+        """A run as the last line of a cell shows its widgets."""
         return self.show()._repr_mimebundle_(**kwargs)

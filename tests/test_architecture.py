@@ -38,13 +38,16 @@ LAYERS = {
     "lessons": 7,
     "lab": 8,
     "classroom": 8,
-    "commands": 9,
+    "console": 8,
+    "__init__": 9,
     "cli": 10,
-    "__init__": 10,
     "__main__": 11,
 }
 ANYWHERE = {"errors", "paths"}
-SIDEWAYS = {("world", "agent")}  # the world's tools are the agent's tools
+SIDEWAYS = {
+    ("world", "agent"),  # the world's tools are the agent's tools
+    ("train", "evals"),  # a trained model's card states what was measured
+}
 NO_TORCH = {"spec", "text", "trace", "widgets", "errors", "paths", "world", "agent/tools"}
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "k2lab", "notebooks", "widgets", "assets"}
@@ -75,7 +78,10 @@ def imports(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{name_of(path)}:{node.lineno} has a relative import"
             assert node.module is not None
             if node.module == "k2lab":
-                yield from (f"k2lab.{alias.name}" for alias in node.names)
+                for alias in node.names:  # a module, or a name of the package itself
+                    module = (PACKAGE / alias.name).is_dir() or alias.name in LAYERS
+                    module = module or alias.name in ANYWHERE
+                    yield f"k2lab.{alias.name if module else '__init__'}"
             else:
                 yield node.module
 

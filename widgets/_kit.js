@@ -301,14 +301,17 @@ export function ramp(name, dark = false) {
 }
 
 /** CSS colour of a value 0 … 1 in a ramp. @param {Uint8Array} colours @param {number} value */
-export function css(colours, value) {
+export function css(colours, value, opacity = 1) {
   const i = Math.round(clamp(value, 0, 1) * 255) * 3;
-  return `rgb(${colours[i]},${colours[i + 1]},${colours[i + 2]})`;
+  return `rgba(${colours[i]},${colours[i + 1]},${colours[i + 2]},${opacity.toFixed(2)})`;
 }
 
+/** Colour for a strip: what does not stand out is faint. @param {Uint8Array} colours @param {number} value */
+export function faint(colours, value) { return css(colours, value, 0.25 + 0.75 * clamp(value, 0, 1)); }
+
 /** CSS gradient through a ramp, left to right. @param {Uint8Array} colours */
-export function gradient(colours) {
-  return `linear-gradient(90deg, ${Array.from({ length: 9 }, (_, i) => css(colours, i / 8)).join(", ")})`;
+export function gradient(colours, colour = css) {
+  return `linear-gradient(90deg, ${Array.from({ length: 9 }, (_, i) => colour(colours, i / 8)).join(", ")})`;
 }
 
 /** Whether `rgb(…)` is a dark colour. @param {string} colour */

@@ -16,7 +16,7 @@ export const MODES = { all: "Whole run", token: "Token", range: "Selection", dif
  * @param {number} width @param {number} rows @param {number} experts @param {number} [ratio] device pixels per px
  */
 export function place(width, rows, experts, ratio = 1) {
-  const left = 34, top = 20, bar = width < 720 ? 40 : 56, bars = 3 * bar + 10;
+  const left = 34, top = 20, bar = width < 720 ? 50 : 56, bars = 3 * bar + 10;
   const room = Math.max(40, width - left - bars - 6);
   const cell = clamp(Math.floor((room * ratio) / Math.max(1, experts)) / ratio, 1 / ratio, 18);
   const line = clamp(Math.floor(336 / Math.max(1, rows)), 5, 26);
@@ -189,7 +189,7 @@ function fill({ model, store, root, signal, fail }) {
     order = orders(data.load.all, rows, experts, model.get("sort"));
     const row = store.row(), expert = store.get("expert");
     readout.textContent = problem || (row >= 0 && expert >= 0 ? cellWords(data, row, expert, token) : `${mode === "token" ? `Token ${token}: ${JSON.stringify(data.texts[token])}. ` : ""}Point at a cell to see the tokens that used it.`);
-    if (asTable) { pane.replaceChildren(table(`Load of the routed experts: ${MODES[mode]}`, ["layer", "load entropy", "Gini", "dormant", "busiest experts (share of choices)"], layerRows(data, shown.load))); return; }
+    if (asTable) { pane.replaceChildren(table(`Load of the routed experts: ${mode === "range" ? `tokens ${store.range().join(" to ")}` : "whole run"}`, ["layer", "load entropy", "Gini", "dormant", "busiest experts (share of choices)"], layerRows(data, shown.load))); return; }
     const outlined = head >= 0 || status.state === "running" ? token : -1;
     render(shown, colours, style, row, expert, outlined);
     if (mode === "token" && !calm() && head < 0 && status.state === "running") paint();
@@ -260,10 +260,10 @@ function fill({ model, store, root, signal, fail }) {
   function outlines(pen, style, row, expert, token) {
     const frame = (r, e, colour, width) => {
       const x = at.left + columnOf(r, e) * at.cell, y = at.top + r * at.line, w = Math.max(at.cell - at.gap, 3), h = at.line - at.gap;
-      pen.strokeStyle = colour; pen.lineWidth = width;
+      pen.strokeStyle = colour; pen.lineWidth = Math.abs(width); // negative: inside the cell
       pen.strokeRect(x - width / 2, y - width / 2, w + width, h + width);
     };
-    if (token >= 0 && at.cell >= 4) for (let r = 0; r < data.rows; r++) for (const one of data.choices(token, r)) frame(r, one.expert, style.color, 1);
+    if (token >= 0 && at.cell >= 4) for (let r = 0; r < data.rows; r++) for (const one of data.choices(token, r)) { frame(r, one.expert, "#000", 1); frame(r, one.expert, "#fff", -1); }
     const [, layer, pinned] = store.pinned(), pinRow = layer - data.dense;
     if (pinRow >= 0 && pinRow < data.rows && pinned >= 0) frame(pinRow, pinned, "#d55e00", 2);
     if (row >= 0 && expert >= 0 && expert < data.experts) { frame(row, expert, style.backgroundColor, 4); frame(row, expert, "#d55e00", 2); }
@@ -297,6 +297,7 @@ function fill({ model, store, root, signal, fail }) {
     say(to, expert);
     return true;
   }, signal);
+  box.addEventListener("keydown", (event) => { if (event.key.length === 1) event.stopPropagation(); }, { signal });
   box.addEventListener("input", () => {
     const found = box.value.trim() ? search(box.value, data) : {};
     problem = found.problem ?? "";

@@ -239,13 +239,18 @@ export class Store {
   }
 }
 
-/** @param {{model: any, signal?: AbortSignal}} host */
+/**
+ * JupyterLab may make two models of one widget (reload); both then feed the store that views hold.
+ * @param {{model: any, signal?: AbortSignal}} host
+ */
 function initialize({ model, signal }) {
-  const store = new Store(model), id = model.get("store_id");
+  const id = model.get("store_id"), { stores } = registry(), store = stores.get(id) ?? new Store(model);
+  store.model = model;
   model.on("msg:custom", (message, buffers) => store.receive(message, buffers));
   for (const name of [...SELECTION, "status", "about"]) model.on(`change:${name}`, () => store.tell());
   register(id, store);
-  signal?.addEventListener("abort", () => { if (registry().stores.get(id) === store) registry().stores.delete(id); });
+  signal?.addEventListener("abort", () => { if (store.model === model) stores.delete(id); });
+  store.asked = 0;
   store.resync();
 }
 

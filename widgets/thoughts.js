@@ -1,4 +1,4 @@
-import { button, choice, clamp, css, decimal, el, gradient, isDark, KIND_COLOURS, KINDS, LETTERS, NAMES, onKeys, onTheme, painter, percent, ramp, statusLine, storeView, table, toggle } from "./_kit.js";
+import { button, choice, clamp, css, decimal, el, faint, gradient, isDark, KIND_COLOURS, KINDS, LETTERS, NAMES, onKeys, onTheme, painter, percent, ramp, statusLine, storeView, table, toggle } from "./_kit.js";
 
 /**
  * ThoughtStream: the run's tokens as text. Thinking is an indented ribbon, tool calls are cards, a
@@ -9,7 +9,7 @@ import { button, choice, clamp, css, decimal, el, gradient, isDark, KIND_COLOURS
 /** What the strip can show: label, value of token i (NaN: none), scale, what stands out. */
 export const STRIPS = {
   entropy: { label: "Entropy", low: "sure", high: "unsure", unit: "nats", value: (data, i) => data.column.entropy[i], share: (v) => v / 3 },
-  margin: { label: "Router margin", low: "clear", high: "near tie", unit: "", value: (data, i) => data.margin(i), share: (v) => 1 - Math.sqrt(clamp(v, 0, 0.04) / 0.04) },
+  margin: { label: "Router margin", low: "clear", high: "near tie", unit: "", value: (data, i) => data.margin(i), share: (v) => -(Math.log10(Math.max(v, 1e-5)) + 1.5) / 2.5 },
   time: { label: "Time", low: "quick", high: "slow", unit: "s", value: (data, i) => (i ? data.column.seconds[i] - data.column.seconds[i - 1] : NaN), share: (v) => (Math.log10(Math.max(v, 1e-3)) + 3) / 3 },
   none: { label: "Nothing", low: "", high: "", unit: "", value: () => NaN, share: () => 0 },
 };
@@ -115,7 +115,7 @@ export function tokenFacts(data, i) {
   const facts = [["token", `${i} · id ${ids[i]}`], ["part", NAMES[KINDS[kinds[i]]]]];
   if (given) facts.push(["origin", "given, not chosen"]);
   else facts.push(["probability", percent(Math.exp(logprob[i]))], ["entropy", `${decimal(entropy[i])} nats`]);
-  facts.push(["least margin", i < data.m ? decimal(data.margin(i), 4) : "not routed yet"]);
+  facts.push(["router margin", i < data.m ? decimal(data.margin(i), 4) : "not routed yet"]);
   return facts;
 }
 
@@ -136,7 +136,7 @@ function tokenNode(data, i, strip, colours) {
   if (/^\n+$/.test(text)) node.classList.add("k2-break");
   node.textContent = text; // untrusted
   const value = strip.value(data, i);
-  if (!Number.isNaN(value)) node.style.setProperty("--strip", css(colours, strip.share(value)));
+  if (!Number.isNaN(value)) node.style.setProperty("--strip", faint(colours, strip.share(value)));
   return node;
 }
 
@@ -173,11 +173,16 @@ function askBox(store, signal) {
   const input = el("input", { class: "k2-input", type: "text", "aria-label": "Question to the model", autocomplete: "off" });
   const ask = el("button", { type: "submit", class: "k2-button k2-primary", text: "Ask" });
   const form = el("form", { class: "k2-ask" }, input, ask);
-  form.addEventListener("submit", (event) => {
+  const submit = (event) => {
     event.preventDefault();
     if (!input.value.trim() || ask.disabled) return;
     store.send({ type: "ask", text: input.value });
     input.value = "";
+  };
+  form.addEventListener("submit", submit, { signal });
+  input.addEventListener("keydown", (event) => { // all keys are text here; JupyterLab takes Enter
+    event.stopPropagation();
+    if (event.key === "Enter" && !event.isComposing) submit(event);
   }, { signal });
   const write = () => {
     const { asks, state } = store.get("status") ?? {}, busy = state === "running" || state === "paused";
@@ -263,7 +268,10 @@ function fill({ model, store, root, signal, fail }) {
     if (block.first && (kind === "system" || kind === "result")) body.append(foldButton(block.group, group, folded));
     if (!folded) {
       const line = el("div", { class: "k2-text" });
-      for (let i = block.start; i < block.stop; i++) if (markers || data.column.kinds[i] !== 0) line.append(tokenNode(data, i, strip, colours));
+      for (let i = block.start; i < block.stop; i++) {
+        if (markers || data.column.kinds[i] !== 0) line.append(tokenNode(data, i, strip, colours));
+        else if (block.kind === CALL && i > group.body) line.append(el("br")); // between name and arguments
+      }
       if (line.childNodes.length) body.append(line);
     }
     if (block.last && call && typeof call.content === "string") body.append(callResult(call));
@@ -285,7 +293,7 @@ function fill({ model, store, root, signal, fail }) {
     root.dataset.palette = palette;
     colours = ramp(palette); // what stands out is far from the background: the ramp runs towards it
     if (!dark) { const light = colours.slice(); for (let i = 0; i < 256; i++) colours.set(light.subarray((255 - i) * 3, (256 - i) * 3), i * 3); }
-    swatch.style.background = gradient(colours);
+    swatch.style.background = gradient(colours, faint);
     [lowWord.textContent, highWord.textContent] = [strip.low, strip.high];
     lowWord.parentElement.hidden = strip === STRIPS.none;
     stage.hidden = asTable; tablePane.hidden = !asTable;
@@ -366,7 +374,7 @@ function fill({ model, store, root, signal, fail }) {
     tablePane.dataset.key = key;
     const turn = (step) => () => { page += step; paint(); };
     tablePane.replaceChildren(el("div", { class: "k2-group" }, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
-      table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "least margin", "seconds"], tableRows(data, from, to)));
+      table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "router margin", "seconds"], tableRows(data, from, to)));
   }
 
   // ---- pointer and keys

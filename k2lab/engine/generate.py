@@ -87,11 +87,14 @@ def generate(
             yield routed
 
     stream, kinds = Utf8Stream(), KindTracker(tokenizer)
-    for _ in range(min(settings.max_tokens, model.config.max_position_embeddings - cache.length)):
+    room = model.config.max_position_embeddings - cache.length
+    for left in reversed(range(min(settings.max_tokens, room))):
         with torch.inference_mode():
             chosen = settings.sampler(logits)
             logprob, entropy, top = describe(logits, chosen, tokenizer)
         text = stream.feed(tokenizer.decode_bytes([chosen]))
+        if not left or chosen in settings.stop_ids:
+            text += stream.flush()  # half a character at the very end
         index, kind = cache.length, kinds.feed(chosen)
         yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
         logits, routed = read([chosen])

@@ -45,11 +45,13 @@ def sampled(
     generator = torch.Generator().manual_seed(seed)
 
     def choose(logits: Tensor) -> int:
-        probabilities, ids = (logits.cpu() / temperature).softmax(-1).sort(descending=True)
+        # From the largest down, so that a temperature near 0 gives −∞ and never ∞.
+        spread = (logits - logits.max()).cpu() / temperature
+        probabilities, ids = spread.softmax(-1).sort(descending=True, stable=True)
         if top_k:
-            probabilities = probabilities[:top_k]
+            probabilities = probabilities[:top_k] / probabilities[:top_k].sum()
         if top_p < 1:
-            # A token stays while what stands before it has not reached top_p; the first always does.
+            # A token stays while what stands before it is less than top_p; the first always does.
             before = probabilities.cumsum(0) - probabilities
             probabilities = probabilities[(before < top_p) | (before == 0)]
         if min_p:

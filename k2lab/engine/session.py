@@ -26,35 +26,33 @@ class Control:
     """Stop, pause and step, shared by the person's thread and the worker."""
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
-        self._go = threading.Event()
-        self._go.set()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._held = False
         self._unit: Unit | None = None  # what one step lets through; None: no stepping
 
     def stop(self) -> None:
-        """Leave at the next layer or token, also out of a pause."""
-        self._stop.set()
-        self._go.set()
+        """Leave at the next layer or token, also out of a pause; nothing takes it back."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
     def pause(self) -> None:
         """Wait at the next layer or token."""
-        self._unit = None
-        self._go.clear()
+        self._set(held=True, unit=None)
 
     def resume(self) -> None:
         """Go on until further notice."""
-        self._unit = None
-        self._go.set()
+        self._set(held=False, unit=None)
 
     def step(self, unit: Unit) -> None:
         """Let one token or one layer through, then wait."""
-        self._unit = unit
-        self._go.set()
+        self._set(held=False, unit=unit)
 
     @property
     def paused(self) -> bool:
         """Whether the worker waits, or will at the next check."""
-        return not self._go.is_set()
+        return self._held
 
     def tap(self, site: str, value: Value) -> Value:
         """The check at each layer."""
@@ -64,12 +62,17 @@ class Control:
 
     def check(self, unit: Unit) -> None:
         """Wait while paused; raise Halted once stopped; spend a step of this unit."""
-        self._go.wait()
-        if self._stop.is_set():
-            raise Halted
-        if self._unit == unit:
-            self._unit = None
-            self._go.clear()
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or not self._held)
+            if self._stopped:
+                raise Halted
+            if self._unit == unit:
+                self._unit, self._held = None, True
+
+    def _set(self, *, held: bool, unit: Unit | None) -> None:
+        with self._changed:
+            self._held, self._unit = held, unit
+            self._changed.notify_all()
 
 
 class Run:

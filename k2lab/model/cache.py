@@ -24,17 +24,15 @@ class LatentCache:
         self._buffers: list[Tensor | None] = [None] * config.num_hidden_layers
         self._shared = [False] * config.num_hidden_layers  # buffer also belongs to another cache
 
-    def append(self, layer: int, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Remember [batch, token, …] after the first `length` tokens; all so far as two views.
+    def append(self, layer: int, memory: Tensor) -> Tensor:
+        """Remember [batch, token, latent + rope] after the first `length` tokens; all so far.
 
         `length` moves on by `advance`, once all layers have appended.
         """
-        end = self.length + latent.shape[1]
-        buffer = self._room(layer, end, latent)
-        split = latent.shape[-1]
-        buffer[:, self.length : end, :split] = latent
-        buffer[:, self.length : end, split:] = k_rope
-        return buffer[:, :end, :split], buffer[:, :end, split:]
+        end = self.length + memory.shape[1]
+        buffer = self._room(layer, end, memory)
+        buffer[:, self.length : end] = memory
+        return buffer[:, :end]
 
     def advance(self, tokens: int) -> None:
         """Every layer has appended these tokens."""
@@ -74,7 +72,9 @@ class LatentCache:
         if old is not None and old.shape[1] >= end and not self._shared[layer]:
             return old
         width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
-        capacity = max(end + CHUNK, 2 * old.shape[1] if old is not None else 0)
+        capacity = end + CHUNK
+        if old is not None and old.shape[1] < end:  # full, not only shared with a fork
+            capacity = max(capacity, 2 * old.shape[1])
         fresh = torch.empty(self.batch, capacity, width, dtype=like.dtype, device=like.device)
         if old is not None:
             fresh[:, : self.length] = old[:, : self.length]

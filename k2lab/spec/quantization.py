@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from k2lab.errors import ConfigError
+from k2lab.errors import QuantizationError
 from k2lab.spec.fields import Fields, shown
 
 MEND = "Use a checkpoint whose routed experts are compressed-tensors INT4, or one in bfloat16."
@@ -46,7 +46,7 @@ class Quantization:
             try:
                 _hits(pattern, "")
             except re.error as error:
-                raise ConfigError(
+                raise QuantizationError(
                     f"In quantization_config the pattern {pattern!r} is malformed: {error}.",
                     expected="A module name, or `re:` and a regular expression.",
                     mend="Restore the pattern from the published config.json.",
@@ -90,7 +90,7 @@ class Quantization:
 def read_quantization(block: Fields) -> Quantization:
     """The Quantization that a `quantization_config` block states; any other kind is refused."""
     if block.word("quant_method") == "fp8":
-        raise ConfigError(
+        raise QuantizationError(
             "quantization_config has quant_method 'fp8': FP8 weights with block scales.",
             expected="compressed-tensors INT4, or no quantization_config.",
             mend="FP8 block quantisation is not supported yet: "
@@ -105,7 +105,7 @@ def read_quantization(block: Fields) -> Quantization:
         block.get(key)
     groups = block.block("config_groups")
     if len(groups.values) != 1:
-        raise ConfigError(
+        raise QuantizationError(
             f"quantization_config has {len(groups.values)} config_groups.",
             expected="One group, that of the routed experts.",
             mend=MEND,
@@ -155,8 +155,8 @@ def _require(where: str, key: str, value: object) -> None:
         raise _other(where, key, value, expected)
 
 
-def _other(where: str, key: str, value: object, expected: object) -> ConfigError:
-    return ConfigError(
+def _other(where: str, key: str, value: object, expected: object) -> QuantizationError:
+    return QuantizationError(
         f"In {where} the key {key!r} is {shown(value)}.",
         expected=f"{key!r} is {expected!r}, the only kind supported.",
         mend=MEND,

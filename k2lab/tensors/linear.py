@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW = 64  # up to this many (token, slot) pairs, gathering weights beats sorting tokens (measured)
-
-
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """W_down (silu(W_gate x) ⊙ W_up x) for x [..., hidden]."""
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
@@ -21,21 +18,21 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 def expert_rows(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """SwiGLU_e(x) for each token's chosen experts: [token, slot, hidden], x [token, hidden].
 
-    `ids` [token, slot] index the first axis of the stacks. Few pairs gather their experts' weights;
-    many are sorted by expert, so that each expert is one matrix product (grouped).
+    `ids` [token, slot] index the first axis of the stacks. One token gathers its experts' weights;
+    several are sorted by expert, so that each expert is one matrix product (grouped).
     """
-    if ids.numel() <= FEW:
-        return _gathered(x, ids, gate_up, down)
+    if ids.shape[0] == 1:
+        return _gathered(x[0], ids[0], gate_up, down)
     return _grouped(x, ids, gate_up, down)
 
 
 def _gathered(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    tokens, slots = ids.shape
-    flat = ids.reshape(-1)
-    inner = gate_up[flat] @ x.repeat_interleave(slots, 0).unsqueeze(-1)  # [pair, 2·width, 1]
-    gate, up = inner.chunk(2, dim=1)
-    rows = down[flat] @ (F.silu(gate) * up)  # [pair, hidden, 1]
-    return rows.view(tokens, slots, -1)
+    # index_select, not gate_up[ids]: advanced indexing is three times slower here (measured).
+    inner = gate_up.index_select(0, ids).flatten(0, 1) @ x  # [slot · 2·width]
+    gate, up = inner.view(ids.numel(), 2, -1).unbind(1)  # [slot, width]
+    hidden = (F.silu(gate) * up).unsqueeze(1)  # [slot, 1, width]
+    # Row times matrix: as matrix times column the same product is five times slower (measured).
+    return torch.bmm(hidden, down.index_select(0, ids).mT).view(1, ids.numel(), -1)
 
 
 def _grouped(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -45,18 +45,30 @@ def softmax_scale(config: K2Config) -> float:
     return scale * _magnitude(scaling.factor, scaling.mscale_all_dim) ** 2
 
 
-def rotations(positions: Tensor, config: K2Config) -> Tensor:
-    """e^{i p ω} times YaRN's magnitude, complex64 [token, rope / 2], for positions [token]."""
-    angles = positions.float()[:, None] * frequencies(config).to(positions.device)
+class Rotary:
+    """Gives the rotation of each position: e^{i p ω} times YaRN's magnitude."""
+
+    def __init__(self, config: K2Config) -> None:
+        self._frequencies = frequencies(config)
+        self._magnitude = rotation_magnitude(config)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Complex64 [token, rope / 2] for positions [token]."""
+        if self._frequencies.device != positions.device:
+            self._frequencies = self._frequencies.to(positions.device)
+        angles = positions.float()[:, None] * self._frequencies
+        return torch.polar(torch.full_like(angles, self._magnitude), angles)
+
+
+def rotation_magnitude(config: K2Config) -> float:
+    """The factor on cos and sin: m(s, mscale) / m(s, mscale_all_dim), 1.0 for K2 Thinking."""
     scaling = config.rope_scaling
-    magnitude = 1.0
-    if scaling is not None:
-        if scaling.mscale and scaling.mscale_all_dim:
-            magnitude = _magnitude(scaling.factor, scaling.mscale)
-            magnitude /= _magnitude(scaling.factor, scaling.mscale_all_dim)
-        else:
-            magnitude = _magnitude(scaling.factor, 1.0)
-    return torch.polar(torch.full_like(angles, magnitude), angles)
+    if scaling is None:
+        return 1.0
+    if scaling.mscale and scaling.mscale_all_dim:
+        stretched = _magnitude(scaling.factor, scaling.mscale)
+        return stretched / _magnitude(scaling.factor, scaling.mscale_all_dim)
+    return _magnitude(scaling.factor, 1.0)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from k2lab.errors import InputError
 
 Kind = Literal["marker", "system", "user", "thinking", "answer", "call", "result"]
-"""Which part of the conversation a token belongs to; `marker` is a special token."""
+"""Which part of the conversation a token belongs to; `marker` is a special token or a header."""
 
 Role = Literal["system", "user", "assistant", "tool"]
 """Who speaks. `tool` is the result of a call."""

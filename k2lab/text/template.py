@@ -22,7 +22,7 @@ HEADERS: Mapping[Role, tuple[str, Kind]] = {
     "assistant": ("<|im_assistant|>", "answer"),
     "tool": ("<|im_system|>", "result"),
 }
-"""The marker that opens a message of each role, and the kind of its header and content."""
+"""The marker that opens a message of each role, and the kind of its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ def _framed(role: Role, name: str, body: list[Segment]) -> list[Segment]:
 
 
 def _header(role: Role, name: str) -> list[Segment]:
-    marker, kind = HEADERS[role]
-    return [_marker(marker), _plain(name, kind), _marker("<|im_middle|>")]
+    # The name in the header is framing, like its markers, but may come from outside: plain text.
+    return [_marker(HEADERS[role][0]), _plain(name, "marker"), _marker("<|im_middle|>")]
 
 
 def _marker(text: str) -> Segment:

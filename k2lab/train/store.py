@@ -26,6 +26,7 @@ class Trainable:
 
     def __init__(self, config: K2Config, *, seed: int = 0) -> None:
         self.config = config
+        self.device = torch.device("cpu")
         self.quantised = False
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, Tensor] = {}  # by checkpoint key; stacks: `….experts.gate_up`

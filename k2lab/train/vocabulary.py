@@ -36,6 +36,16 @@ SPECIALS = (
 """Special tokens and their distance from the first one, as in K2's own table."""
 
 
+LAB = {
+    "name": "K2-nano",
+    "system": None,  # trained without a system message
+    "declare_tools": False,  # it knows its tools from training
+    "temperature": 0.0,  # exact tasks are run greedily
+    "world": "microworld",
+}
+"""Habits of the checkpoint that the lab reads from tokenizer_config.json."""
+
+
 def learn(texts: Iterable[str], names: Set[str], *, ranks: int) -> Tokenizer:
     """A tokenizer with `ranks` ordinary tokens, learned from texts; `names` never take a space."""
     import regex
@@ -58,14 +68,7 @@ def learn(texts: Iterable[str], names: Set[str], *, ranks: int) -> Tokenizer:
         spare = len(table) - 256
         table[bytes([0xF8 + spare // 128 % 8, 0x80 + spare % 128])] = len(table)
     specials = {name: ranks + distance for name, distance in SPECIALS}
-    lab = {
-        "name": "K2-nano",
-        "system": None,
-        "declare_tools": False,
-        "temperature": 0.0,
-        "world": "microworld",
-    }
-    return Tokenizer(table, specials, pattern=PATTERN, lab=lab)
+    return Tokenizer(table, specials, pattern=PATTERN, lab=LAB)
 
 
 def _merges(counts: Counter[str], limit: int) -> list[bytes]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 Weights = Any
@@ -37,6 +38,11 @@ class ExpertBatch(Protocol):
 
 class WeightStore(Protocol):
     """Where weights live."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in and logits come out."""
+        ...
 
     def dense(self, layer: int | None, part: str) -> "Lease":
         """The tensors of one part (`self_attn`, `mlp`, `mlp.gate`, …); layer None: outside layers."""

@@ -7,6 +7,7 @@ GitHub, printed notebooks and nbval see; it depends on the trace only, not on ti
 
 import base64
 import html
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import anywidget
 import ipywidgets
-import traitlets
+import numpy as np
 
 from k2lab import paths
 from k2lab.errors import InputError
@@ -153,15 +154,46 @@ def joined_style(stem: str) -> str:
 
 
 def static_bundle(summary: str, pictures: Sequence[Picture]) -> Bundle:
-    """`text/plain`, sanitiser-safe `text/html` and, where there is one picture, `image/png`."""
+    """`text/plain`, sanitiser-safe `text/html` and, where something is drawn, `image/png`."""
     bundle: Bundle = {
         "text/plain": summary,
         "text/html": "\n".join(_picture_html(picture) for picture in pictures),
     }
     drawn = [picture.png for picture in pictures if picture.png]
-    if len(drawn) == 1:
-        bundle["image/png"] = base64.b64encode(drawn[0]).decode("ascii")
+    if drawn:
+        bundle["image/png"] = base64.b64encode(_stacked(drawn)).decode("ascii")
     return bundle
+
+
+def png(figure: Any) -> bytes:
+    """A matplotlib figure as a small PNG (256 colours); the same figure gives the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return _small(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+
+
+def _stacked(pngs: Sequence[bytes]) -> bytes:
+    """Pictures below each other as one."""
+    from PIL import Image
+
+    if len(pngs) == 1:
+        return pngs[0]
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pngs]
+    size = (max(image.width for image in images), sum(image.height for image in images))
+    whole, top = Image.new("RGB", size, "white"), 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    return _small(whole)
+
+
+def _small(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.quantize(256, dither=0).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _picture_html(picture: Picture) -> str:

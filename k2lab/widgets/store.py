@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
+from uuid import uuid4
 
 import numpy as np
 import traitlets
@@ -34,14 +35,34 @@ class RunLike(Protocol):
     error: str
 
     @property
-    def state(self) -> str: ...
+    def state(self) -> str:
+        """Running, paused, done, stopped or error."""
+        ...
+
     @property
-    def done(self) -> bool: ...
-    def stop(self) -> object: ...
-    def pause(self) -> object: ...
-    def resume(self) -> object: ...
-    def step(self, unit: Literal["token", "layer"]) -> object: ...
-    def wait(self, timeout: float | None = None) -> object: ...
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def stop(self) -> object:
+        """End it at the next layer."""
+        ...
+
+    def pause(self) -> object:
+        """Hold it at the next layer."""
+        ...
+
+    def resume(self) -> object:
+        """Let it go on."""
+        ...
+
+    def step(self, unit: Literal["token", "layer"]) -> object:
+        """Let one token or layer through."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Return once it has ended."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +109,7 @@ class Store(K2Widget):
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._cursor = Cursor()
-        super().__init__()
-        self.store_id = self.model_id or f"store-{id(self)}"
+        super().__init__(store_id=uuid4().hex)  # before the front end's half begins
         self.on_msg(self._on_message)
         self.attach(self.source)
 
@@ -101,7 +121,7 @@ class Store(K2Widget):
             with self.hold_sync():
                 self.epoch += 1
                 self.about = wire.about(self.source.trace.about)
-                self.status = status_of(self.source, self.facts, self.on_ask is not None)
+                self.status = status_of(self.source, self.facts, asks=self.on_ask is not None)
                 self.playhead = self.layer = self.expert = self.head = -1
                 self.pin, self.range = [-1, -1, -1], []
         self._ensure_feeding()
@@ -151,7 +171,7 @@ class Store(K2Widget):
                     if done and not more and not self._pending():
                         self._thread = None
                         return
-            except Exception as error:  # a thread must not die silently
+            except Exception as error:  # noqa: BLE001 - a thread must not die silently
                 self.status = {**self.status, "error": f"The view has stopped: {error!r}."}
                 self._thread = None
                 return
@@ -186,7 +206,7 @@ class Store(K2Widget):
             return self._pending()
 
     def _send_status(self) -> None:
-        status = status_of(self.source, self.facts, self.on_ask is not None)
+        status = status_of(self.source, self.facts, asks=self.on_ask is not None)
         if status != self.status:
             self.status = status
 
@@ -195,8 +215,10 @@ class Store(K2Widget):
             self._obey(content)
         except K2LabError as error:
             self.send({"type": "error", "found": error.found, "expected": error.expected})
-        except Exception as error:
-            self.send({"type": "error", "found": f"That failed: {error!r}.", "expected": "success."})
+        except Exception as error:  # noqa: BLE001 - a bad message must not end the kernel's handler
+            self.send(
+                {"type": "error", "found": f"That failed: {error!r}.", "expected": "success."}
+            )
 
     def _obey(self, content: Any) -> None:
         kind = content.get("type") if isinstance(content, Mapping) else None
@@ -214,7 +236,9 @@ class Store(K2Widget):
             case "ask":
                 self._ask(content.get("text"))
             case _:
-                raise _refused(f"A message of type {kind!r}", "stop, pause, resume, step, resync, ask")
+                raise _refused(
+                    f"A message of type {kind!r}", "stop, pause, resume, step, resync, ask"
+                )
         if kind != "resync":
             self._send_status()
             self._ensure_feeding()
@@ -235,7 +259,9 @@ class Store(K2Widget):
         if self.on_ask is None:
             raise _refused("A question to a run that takes none", "a live lab behind this view")
         if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_QUESTION:
-            raise _refused("A question that is empty or too long", f"1 … {LONGEST_QUESTION} characters")
+            raise _refused(
+                "A question that is empty or too long", f"1 … {LONGEST_QUESTION} characters"
+            )
         self.on_ask(text.strip())
 
 
@@ -277,12 +303,12 @@ class Recorded:
 
     pause = resume = stop
 
-    def step(self, unit: str) -> None:
+    def step(self, _unit: str) -> None:
         """Refused."""
         self.stop()
 
 
-def status_of(run: RunLike, facts: Facts, asks: bool) -> dict[str, Any]:
+def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
     """The `status` trait: state, speed and origin, for the status line and the buttons."""
     stopped = run.trace.stopped
     error = ""
@@ -329,4 +355,6 @@ def _index(value: Any, length: int) -> bool:
 
 
 def _refused(found: str, expected: str) -> InputError:
-    return InputError(f"{found}.", expected=f"{expected}.", mend="reload the page, or run the cell.")
+    return InputError(
+        f"{found}.", expected=f"{expected}.", mend="reload the page, or run the cell."
+    )

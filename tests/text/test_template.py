@@ -144,13 +144,13 @@ def test_each_part_has_its_kind() -> None:
     )
     plain = [(s.text, s.kind) for s in segments if not s.markers]
     assert plain == [
-        *(("tool_declare", "system"), ('[{"name":"f"}]', "system")),
-        *(("system", "system"), ("s", "system")),
-        *(("user", "user"), ("u", "user")),
-        *(("assistant", "answer"), ("r", "thinking"), ("c", "answer")),
+        *(("tool_declare", "marker"), ('[{"name":"f"}]', "system")),
+        *(("system", "marker"), ("s", "system")),
+        *(("user", "marker"), ("u", "user")),
+        *(("assistant", "marker"), ("r", "thinking"), ("c", "answer")),
         *(("functions.f:0", "call"), ('{"a":1}', "call")),
-        *(("f", "result"), ("## Return of i\n42", "result")),
-        ("assistant", "answer"),
+        *(("f", "marker"), ("## Return of i\n42", "result")),
+        ("assistant", "marker"),
     ]
     assert {s.kind for s in segments if s.markers} == {"marker"}
     assert all(s.text for s in segments)

@@ -1,0 +1,56 @@
+"""Opening the course in JupyterLab.
+
+In a checkout that is `notebooks/` itself. From an installed package it is a copy in the current
+folder, `k2lab-notebooks`: a notebook that somebody changed is never written over, one that is as
+it was copied follows a newer package. Not here: JupyterLab's own options, which are passed on.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from k2lab import paths
+
+FIRST = "01_hello.ipynb"
+COPY = "k2lab-notebooks"
+RECORD = ".copied.json"  # sum of each file as it was copied
+
+
+def open_course(folder: Path, options: Sequence[str]) -> int:
+    """JupyterLab's exit code, after it was open on the first notebook; `options` are its own."""
+    command = [sys.executable, "-m", "jupyterlab", str(course(folder) / FIRST), *options]
+    if os.name == "posix":  # become JupyterLab, so that ^C and signals are its alone
+        os.execv(command[0], command)
+    return subprocess.call(command)
+
+
+def course(folder: Path) -> Path:
+    """Where the course is to be opened: the checkout's own, or a copy inside `folder`."""
+    source = paths.notebooks()
+    if source.parent != paths.PACKAGE:
+        return source
+    copy = folder / COPY
+    copy_course(source, copy)
+    return copy
+
+
+def copy_course(source: Path, copy: Path) -> None:
+    """Copy what is missing in `copy`, or still as it was copied before."""
+    copy.mkdir(parents=True, exist_ok=True)
+    record = copy / RECORD
+    copied: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    for file in sorted(source.glob("*.ipynb")):
+        mine = copy / file.name
+        if not mine.exists() or _sum(mine) == copied.get(file.name):
+            shutil.copyfile(file, mine)
+            copied[file.name] = _sum(file)
+    record.write_text(json.dumps(copied, indent=2) + "\n")
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

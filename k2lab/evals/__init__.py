@@ -1,0 +1,1 @@
+"""Measuring: accuracy with intervals, and speed side by side with a peer."""

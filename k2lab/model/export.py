@@ -1,0 +1,145 @@
+"""Writing checkpoints in the layout of Hugging Face: config, tokenizer, safetensors, sums.
+
+`export_native` gives a copy as it is (INT4 experts). `export_transformers` gives one that
+`DeepseekV3ForCausalLM` and servers without this INT4 format read: every weight in bfloat16, which
+takes 3.5 times the room at K2's size. Not here: what is in the tensors (`spec/keys.py`).
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from k2lab.errors import InputError
+from k2lab.spec.config import K2Config
+from k2lab.spec.costs import bytes_on_disk
+from k2lab.spec.keys import shard_of, tensors
+from k2lab.tensors.int4 import dequantise, unpack
+from k2lab.tensors.shards import INDEX, SINGLE, Shards, check
+
+SINGLE_LIMIT = 2**31  # bytes up to which all tensors go into one file
+SUMS = "SHA256SUMS"
+READ_BYTES = 2**20  # of a file at once while it is summed
+PEER_MODEL_TYPE = "deepseek_v3"  # the name under which transformers knows this architecture
+
+
+def export_native(source: Path, target: Path) -> Path:
+    """`target`, holding the checkpoint's files as they are."""
+    check(Shards(source), K2Config.from_json(source))
+    _prepare(source, target)
+    for file in _files(source):
+        shutil.copy2(file, target / file.name)
+    write_sums(target)
+    return target
+
+
+def export_transformers(source: Path, target: Path) -> Path:
+    """`target`, holding the checkpoint in bfloat16 as `DeepseekV3ForCausalLM` reads it."""
+    shards, config = Shards(source), K2Config.from_json(source)
+    check(shards, config)
+    _prepare(source, target)
+    for file in _files(source):
+        if file.suffix != ".safetensors" and file.name not in ("config.json", INDEX, SUMS):
+            shutil.copy2(file, target / file.name)
+    plain = replace(config, model_type=PEER_MODEL_TYPE, quantization_config=None, dtype="bfloat16")
+    return write_checkpoint(target, plain, _plain(shards, plain))
+
+
+def write_checkpoint(folder: Path, config: K2Config, named: Iterable[tuple[str, Tensor]]) -> Path:
+    """`folder` with config.json, the tensors and the sums of all files now in it.
+
+    Up to 2 GiB go into one file; more into one shard per layer as Kimi K2 lays them out, for which
+    tensors of a shard must follow each other. One shard is in memory at a time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config.to_json(), indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n")
+    if bytes_on_disk(config) <= SINGLE_LIMIT:
+        _save(dict(named), folder / SINGLE)
+    else:
+        _write_shards(folder, config, named)
+    write_sums(folder)
+    return folder
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS for all other files of the folder, as `sha256sum -c` reads it."""
+    lines = [f"{sha256(file)}  {file.name}\n" for file in _files(folder) if file.name != SUMS]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 sum of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _plain(shards: Shards, config: K2Config) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a config without quantisation implies, INT4 ones expanded."""
+    for spec in tensors(config):
+        if spec.key in shards:
+            value = shards.read(spec.key)
+            dtype = torch.float32 if spec.dtype == "F32" else torch.bfloat16
+            yield spec.key, value.to(dtype)
+        else:
+            words = shards.read(f"{spec.key}_packed")
+            scale = shards.read(f"{spec.key}_scale")
+            yield spec.key, dequantise(unpack(words), scale, torch.bfloat16)
+
+
+def _write_shards(folder: Path, config: K2Config, named: Iterable[tuple[str, Tensor]]) -> None:
+    places: dict[str, str] = {}
+    held: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}  # the last shard: embedding, norm and head, met at both ends
+    last = shard_of("lm_head.weight", config)
+    current = ""
+    total = 0
+    for key, value in named:
+        name = places[key] = shard_of(key, config)
+        total += value.nbytes
+        if name == last:
+            rest[key] = value
+            continue
+        if name != current and held:
+            _save(held, folder / current)
+            held = {}
+        current = name
+        held[key] = value
+    if held:
+        _save(held, folder / current)
+    _save(rest, folder / last)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _save(named: dict[str, Tensor], file: Path) -> None:
+    contiguous = {key: value.contiguous() for key, value in named.items()}
+    save_file(contiguous, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # the library leaves it to its owner alone
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder in the order of their names; hidden ones are nobody's."""
+    return sorted(
+        file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
+    )
+
+
+def _prepare(source: Path, target: Path) -> None:
+    """Make the target folder; refuse one that holds something."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            f"{target} is there already and is not an empty folder.",
+            expected=f"a new or empty folder to export {source.name} to.",
+            mend="Name another folder, or remove this one.",
+        )
+    target.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,72 @@
+"""The event union: frozen records, the kinds' codes, and what a fold may rely on."""
+
+import dataclasses
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from k2lab.engine.events import (
+    KINDS,
+    Answered,
+    Event,
+    PromptRead,
+    Reason,
+    Routed,
+    Stopped,
+    TokenChosen,
+    ToolAnswered,
+    ToolAsked,
+)
+
+EXAMPLES: tuple[Event, ...] = (
+    PromptRead(0, (1,), ("a",), ("user",), 0.1),
+    TokenChosen(1, 2, "b", "answer", -0.1, 0.2, ((2, "b", 0.9),), 0.3),
+    Routed(0, np.zeros((1, 1, 1)), np.zeros((1, 1, 1)), np.zeros((1, 1))),
+    ToolAsked("0.0", "functions.f:0", "f", "{}", 1),
+    ToolAnswered("0.0", "f", "x", True, 0.0),
+    Answered("x", ""),
+    Stopped("answer", "", 1, 0.5),
+)
+
+
+def name(event: Event) -> str:
+    """A fold over the union, complete by the type checker's word."""
+    match event:
+        case PromptRead():
+            return "prompt"
+        case TokenChosen():
+            return "token"
+        case Routed():
+            return "routing"
+        case ToolAsked():
+            return "asked"
+        case ToolAnswered():
+            return "result"
+        case Answered():
+            return "answer"
+        case Stopped():
+            return "end"
+
+
+def test_the_union_has_these_seven_events() -> None:
+    assert {type(event) for event in EXAMPLES} == set(get_args(Event))
+    assert len({name(event) for event in EXAMPLES}) == 7
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=name)
+def test_events_cannot_be_changed(event: Event) -> None:
+    field = dataclasses.fields(event)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(event, field, None)
+    assert not hasattr(event, "__dict__")
+
+
+def test_codes_of_kinds_stay_as_traces_store_them() -> None:
+    assert KINDS[0] == "marker"
+    assert len(KINDS) == len(set(KINDS))
+    assert {"marker", "user", "thinking", "answer", "call"} <= set(KINDS)
+
+
+def test_reasons_to_stop() -> None:
+    assert get_args(Reason) == ("answer", "length", "stopped", "budget", "error")

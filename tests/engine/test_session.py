@@ -1,0 +1,283 @@
+"""Runs in a worker thread: stop, pause, step, failure, one at a time."""
+
+import _thread
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from torch import Tensor
+
+from k2lab.engine.events import Event, Stopped, TokenChosen
+from k2lab.engine.generate import Prompt, Settings, generate
+from k2lab.engine.session import Control, Halted, Run
+from k2lab.engine.taps import chain
+from k2lab.errors import BusyError
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2
+from k2lab.spec.config import K2Config
+from k2lab.spec.sites import Tap
+from k2lab.text.tokenizer import Tokenizer
+
+Configs = Callable[..., K2Config]
+Models = Callable[..., K2]
+PATIENCE = 20.0  # seconds until a test gives up
+
+
+class Log:
+    """A trace that keeps events; only the worker appends."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def append(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def tokens(self) -> int:
+        return sum(isinstance(event, TokenChosen) for event in self.events)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Return once the condition holds; fail when it never does."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def token(index: int) -> TokenChosen:
+    return TokenChosen(index, 1, "x", "answer", 0.0, 0.0, (), 0.0)
+
+
+class Stage:
+    """A run over a real model, with a log of the sites that it reached."""
+
+    def __init__(self, model: K2, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.control, self.log = Control(), Log()
+        self.run = Run(self.log, self.control)
+        self.sites: list[str] = []
+        self.lock = threading.Lock()
+        self.cache = LatentCache(model.config)
+
+    def start(self, tap: Tap | None = None, max_tokens: int = 200) -> Run:
+        def note(site: str, value: Tensor) -> Tensor:
+            self.sites.append(site)
+            return value
+
+        taps = (self.control.tap, note) if tap is None else (self.control.tap, note, tap)
+        settings = Settings(max_tokens=max_tokens, tap=chain(*taps))
+        prompt = Prompt((1, 2, 3), ("a", "b", "c"), ("user",) * 3)
+        events = generate(self.model, self.tokenizer, prompt, self.cache, settings)
+        self.run.start(events, self.lock)
+        return self.run
+
+    @property
+    def layers(self) -> int:
+        """How many layers were entered."""
+        return sum(site.endswith(".input") for site in self.sites)
+
+
+@pytest.fixture
+def stage(tiny_config: Configs, tiny_model: Models, tiny_tokenizer: Tokenizer) -> Iterator[Stage]:
+    made = Stage(tiny_model(tiny_config()), tiny_tokenizer)
+    yield made
+    made.run.stop()
+    if made.run._thread is not None:
+        made.run._thread.join(PATIENCE)
+        assert not made.run._thread.is_alive()
+
+
+def test_a_run_returns_at_once_and_ends_done(stage: Stage) -> None:
+    gate = threading.Event()
+
+    def wait(site: str, value: Tensor) -> Tensor:
+        assert gate.wait(PATIENCE)
+        return value
+
+    run = stage.start(wait, max_tokens=4)
+    assert (run.state, run.done) == ("running", False)
+    gate.set()
+    assert run.wait(PATIENCE) is run
+    assert (run.state, run.done, run.error) == ("done", True, "")
+    assert stage.log.tokens == 4
+    assert not stage.lock.locked()
+
+
+def test_stop_acts_within_a_layer(stage: Stage) -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    def halfway(site: str, value: Tensor) -> Tensor:
+        if stage.layers == 5 and site == "layers.1.middle":  # second layer of the second forward
+            reached.set()
+            assert go.wait(PATIENCE)
+        return value
+
+    run = stage.start(halfway)
+    assert reached.wait(PATIENCE)
+    run.stop()
+    go.set()
+    run.wait(PATIENCE)
+    assert run.state == "stopped"
+    assert stage.sites[-1] == "layers.1.mlp.output"  # layer 2 was never entered
+    assert stage.log.tokens == 1
+    last = stage.log.events[-1]
+    assert isinstance(last, Stopped)
+    assert (last.reason, last.tokens) == ("stopped", 1)
+    assert stage.cache.length == 3  # the broken forward left nothing behind
+    assert not stage.lock.locked()
+
+
+def test_stop_ends_a_pause(stage: Stage) -> None:
+    stage.control.pause()
+    run = stage.start()
+    assert run.state == "paused"
+    run.stop()
+    run.wait(PATIENCE)
+    assert run.state == "stopped"
+    assert stage.layers == 0
+
+
+def test_nothing_takes_a_stop_back(stage: Stage) -> None:
+    stage.control.pause()
+    run = stage.start()
+    run.stop()
+    run.pause()
+    run.step("layer")
+    run.pause()
+    run.wait(PATIENCE)
+    assert run.state == "stopped"
+
+
+def test_a_stop_between_the_checks_of_a_step_is_not_lost() -> None:
+    control = Control()
+    control.step("layer")
+    control.check("layer")  # spends the step: held from here on
+    assert control.paused
+    control.stop()
+    with pytest.raises(Halted):
+        control.check("layer")
+
+
+def test_pause_holds_and_resume_goes_on(stage: Stage) -> None:
+    run = stage.start(max_tokens=30)
+    run.pause()
+    assert run.state == "paused" or run.done
+    time.sleep(0.05)
+    before = len(stage.sites)
+    time.sleep(0.1)
+    assert len(stage.sites) == before
+    run.resume()
+    run.wait(PATIENCE)
+    assert run.state == "done"
+    assert stage.log.tokens == 30
+
+
+def test_a_step_lets_one_layer_through(stage: Stage) -> None:
+    stage.control.pause()
+    run = stage.start()
+    for count in range(1, 6):
+        run.step("layer")
+        until(lambda: run.state == "paused")
+        until(lambda count=count: stage.layers == count)
+        assert stage.layers == count
+        # The worker waits before the next layer, having finished this one.
+        expected = f"layers.{(count - 1) % 3}.mlp.output" if count % 3 else "logits"
+        until(lambda expected=expected: stage.sites[-1] in (expected, "embed"))
+
+
+def test_a_step_lets_one_token_through(stage: Stage) -> None:
+    stage.control.pause()
+    run = stage.start()
+    for count in range(1, 4):
+        run.step("token")
+        until(lambda: run.state == "paused")
+        assert stage.log.tokens == count
+        assert stage.layers == 3 * count  # the prompt, then each token that was chosen before
+    run.resume()
+    run.stop()
+
+
+def test_a_failure_becomes_a_state_with_its_traceback(stage: Stage) -> None:
+    def fail(site: str, value: Tensor) -> Tensor:
+        if site == "layers.2.middle":
+            raise ZeroDivisionError("a tap of the person's own")
+        return value
+
+    run = stage.start(fail)
+    run.wait(PATIENCE)
+    assert run.state == "error"
+    assert run.done
+    assert "ZeroDivisionError: a tap of the person's own" in run.error
+    assert "in fail" in run.error
+    last = stage.log.events[-1]
+    assert isinstance(last, Stopped)
+    assert (last.reason, last.detail) == ("error", "a tap of the person's own")
+    assert not stage.lock.locked()
+
+
+def test_a_second_run_is_refused_while_one_goes_on_and_welcome_after(stage: Stage) -> None:
+    stage.control.pause()
+    stage.start()
+    other = Run(Log(), Control())
+    with pytest.raises(BusyError, match=r"still going.*run\.stop"):
+        other.start(iter(()), stage.lock)
+    assert stage.lock.locked()  # the refusal freed nothing
+    stage.run.stop()
+    stage.run.wait(PATIENCE)
+    other.start(iter(()), stage.lock)
+    assert other.wait(PATIENCE).state == "done"
+
+
+def test_the_engine_is_free_as_soon_as_wait_returns() -> None:
+    lock = threading.Lock()
+    for _ in range(50):
+        run = Run(Log(), Control())
+        run.start(iter([token(0)]), lock)
+        assert run.wait(PATIENCE).state == "done"
+
+
+def test_an_interrupt_of_waiting_stops_the_run(stage: Stage) -> None:
+    stage.control.pause()
+    run = stage.start()
+    timer = threading.Timer(0.1, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run.wait(PATIENCE)
+    timer.join()
+    run.wait(PATIENCE)
+    assert run.state == "stopped"
+
+
+def test_waiting_with_a_limit_returns_the_running_run(stage: Stage) -> None:
+    stage.control.pause()
+    run = stage.start()
+    began = time.monotonic()
+    assert run.wait(0.12) is run
+    assert 0.1 < time.monotonic() - began < 5
+    assert not run.done
+
+
+def test_waiting_for_change_wakes_with_an_event() -> None:
+    go = threading.Event()
+
+    def events() -> Iterator[Event]:
+        assert go.wait(PATIENCE)
+        yield token(0)
+
+    run = Run(Log(), Control())
+    run.start(events(), threading.Lock())
+    threading.Timer(0.05, go.set).start()
+    began = time.monotonic()
+    run.wait_for_change(PATIENCE)
+    assert time.monotonic() - began < PATIENCE / 2
+    run.wait(PATIENCE)
+    run.wait_for_change(PATIENCE)  # over: returns at once
+
+
+def test_events_of_a_run_stay_in_order_for_another_thread() -> None:
+    run = Run(Log(), Control())
+    run.start((token(i) for i in range(500)), threading.Lock())
+    run.wait(PATIENCE)
+    assert [event.index for event in run.trace.events] == list(range(500))

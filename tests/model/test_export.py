@@ -1,0 +1,86 @@
+"""Checkpoints written for other programs."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from k2lab.errors import InputError
+from k2lab.model import export
+from k2lab.model.load import load_model
+from k2lab.model.verify import verify
+from k2lab.spec.config import K2Config
+from k2lab.spec.keys import shard_of
+from k2lab.tensors.shards import INDEX, Shards, check
+from k2lab.train.store import Trainable
+
+IDS = torch.tensor([[5, 80, 200, 7, 300, 258, 41]])
+
+
+def logits(folder: Path) -> torch.Tensor:
+    model = load_model(folder)
+    with torch.inference_mode():
+        return model(IDS, model.step(IDS.shape[1], cache=None, tap=lambda _, value: value))
+
+
+def test_native_export_is_the_same_checkpoint(small_checkpoint: Path, tmp_path: Path) -> None:
+    made = export.export_native(small_checkpoint, tmp_path / "native")
+    for file in small_checkpoint.iterdir():
+        assert (made / file.name).read_bytes() == file.read_bytes()
+    assert [passed.check for passed in verify(made)][-1] == "sha256"
+
+
+def test_transformers_reads_the_export_and_agrees(small_checkpoint: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the peer is not installed")
+    made = export.export_transformers(small_checkpoint, tmp_path / "plain")
+    config = json.loads((made / "config.json").read_text())
+    assert config["model_type"] == "deepseek_v3"
+    assert "quantization_config" not in config
+    model, report = transformers.DeepseekV3ForCausalLM.from_pretrained(
+        made, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.inference_mode():
+        peer = model.eval()(IDS).logits
+    torch.testing.assert_close(logits(made), peer, atol=2e-5, rtol=1e-4)
+    # Against INT4 itself: the rounding of code · scale to bfloat16, 2⁻⁹ of each expert weight.
+    torch.testing.assert_close(logits(small_checkpoint), peer, atol=0.1, rtol=0.05)
+
+
+def test_sharded_export_is_read_back(
+    small_config: K2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "SINGLE_LIMIT", 0)
+    tensors = dict(Trainable(small_config).export())
+    ordered = sorted(tensors, key=lambda key: shard_of(key, small_config))
+    export.write_checkpoint(tmp_path, small_config, ((key, tensors[key]) for key in ordered))
+    assert len(list(tmp_path.glob("*.safetensors"))) == small_config.num_hidden_layers + 1
+    shards = Shards(tmp_path)
+    check(shards, small_config)
+    assert all(torch.equal(shards.read(key), value) for key, value in tensors.items())
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == shards.bytes_total
+
+
+def test_sums_are_those_of_sha256sum(small_checkpoint: Path) -> None:
+    subprocess.run(
+        ["sha256sum", "--check", "--quiet", export.SUMS], cwd=small_checkpoint, check=True
+    )
+
+
+@pytest.mark.parametrize("write", [export.export_native, export.export_transformers])
+def test_a_used_folder_is_never_written_to(small_checkpoint: Path, tmp_path: Path, write) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write(small_checkpoint, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_config_survives_the_export(small_checkpoint: Path, tmp_path: Path) -> None:
+    before = K2Config.from_json(small_checkpoint)
+    after = K2Config.from_json(export.export_transformers(small_checkpoint, tmp_path / "plain"))
+    assert after == replace(before, model_type="deepseek_v3", quantization_config=None)

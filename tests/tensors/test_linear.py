@@ -1,0 +1,78 @@
+"""The feed-forward kernels against the formula, pair by pair."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from k2lab.tensors.linear import expert_rows, swiglu
+
+EXPERTS, HIDDEN, WIDTH = 6, 16, 8
+
+
+def stacks(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    gate_up = torch.randn(EXPERTS, 2 * WIDTH, HIDDEN, generator=generator) / 4
+    down = torch.randn(EXPERTS, HIDDEN, WIDTH, generator=generator) / 3
+    return gate_up.to(dtype), down.to(dtype)
+
+
+def given(tokens: int, slots: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, HIDDEN, generator=generator)
+    ids = torch.stack([torch.randperm(EXPERTS, generator=generator)[:slots] for _ in range(tokens)])
+    return x, ids
+
+
+def one_by_one(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    rows = [
+        [swiglu(row, *gate_up[expert].chunk(2), down[expert]) for expert in chosen]
+        for row, chosen in zip(x, ids, strict=True)
+    ]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def test_swiglu_is_its_formula() -> None:
+    (gate_up, down), (x, _) = stacks(), given(3, 1)
+    gate, up = gate_up[0].double().chunk(2)
+    wide = x.double()
+    inner = wide @ gate.T
+    expected = (inner * inner.sigmoid() * (wide @ up.T)) @ down[0].double().T
+    got = swiglu(x, *gate_up[0].chunk(2), down[0])
+    torch.testing.assert_close(got, expected.float())
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 33, 200])
+@pytest.mark.parametrize("slots", [1, 4, 6])
+def test_rows_are_each_experts_swiglu_in_the_order_of_the_slots(tokens: int, slots: int) -> None:
+    x, ids = given(tokens, slots)
+    rows = expert_rows(x, ids, *stacks())
+    assert rows.shape == (tokens, slots, HIDDEN)
+    torch.testing.assert_close(rows, one_by_one(x, ids, *stacks()))
+
+
+def test_an_expert_that_nobody_chose_is_no_trouble() -> None:
+    x, _ = given(40, 2)
+    ids = torch.tensor([[5, 2]]).expand(40, 2)
+    torch.testing.assert_close(expert_rows(x, ids, *stacks()), one_by_one(x, ids, *stacks()))
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_bfloat16_rows_are_near_the_exact_ones(tokens: int) -> None:
+    x, ids = given(tokens, 3)
+    rows = expert_rows(x.bfloat16(), ids, *stacks(torch.bfloat16))
+    assert rows.dtype == torch.bfloat16
+    exact = one_by_one(x, ids, *stacks())
+    torch.testing.assert_close(rows.float(), exact, rtol=0.1, atol=0.03)
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_gradients_reach_the_weights_and_the_input(tokens: int) -> None:
+    x, ids = given(tokens, 3)
+    tensors = [x, *stacks()]
+    gradients = []
+    for rows in (expert_rows, one_by_one):
+        leaves = [value.clone().requires_grad_() for value in tensors]
+        rows(leaves[0], ids, *leaves[1:]).square().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for ours, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,57 @@
+"""The copy of the course that an installed package makes."""
+
+from pathlib import Path
+
+import pytest
+
+from k2lab import classroom, paths
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an installed package's notebooks."""
+    package = tmp_path / "k2lab"
+    (package / "_notebooks").mkdir(parents=True)
+    (package / "_notebooks" / "01_hello.ipynb").write_text("one")
+    (package / "_notebooks" / "02_tokens.ipynb").write_text("two")
+    monkeypatch.setattr(paths, "PACKAGE", package)
+    return package / "_notebooks"
+
+
+def test_checkout_is_used_as_it_is(tmp_path: Path) -> None:
+    assert classroom.course(tmp_path) == paths.notebooks()
+    assert not list(tmp_path.iterdir())
+
+
+def test_copy_never_overwrites_what_somebody_changed(wheel: Path, tmp_path: Path) -> None:
+    copy = classroom.course(tmp_path)
+    assert copy == tmp_path / classroom.COPY
+    (copy / "01_hello.ipynb").write_text("my notes")
+    (wheel / "01_hello.ipynb").write_text("one, revised")
+    (wheel / "02_tokens.ipynb").write_text("two, revised")
+    (wheel / "03_template.ipynb").write_text("three")
+    classroom.course(tmp_path)
+    assert (copy / "01_hello.ipynb").read_text() == "my notes"
+    assert (copy / "02_tokens.ipynb").read_text() == "two, revised"
+    assert (copy / "03_template.ipynb").read_text() == "three"
+
+
+def test_a_file_that_was_there_before_is_somebodys(wheel: Path, tmp_path: Path) -> None:
+    copy = tmp_path / classroom.COPY
+    copy.mkdir()
+    (copy / "01_hello.ipynb").write_text("mine")
+    classroom.course(tmp_path)
+    classroom.course(tmp_path)
+    assert (copy / "01_hello.ipynb").read_text() == "mine"
+
+
+def test_jupyterlab_opens_on_the_first_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(classroom.os, "execv", lambda _, command: started.append(command))
+    monkeypatch.setattr(classroom.subprocess, "call", lambda command: started.append(command) or 0)
+    classroom.open_course(tmp_path, ["--no-browser"])
+    assert started[0][1:3] == ["-m", "jupyterlab"]
+    assert Path(started[0][3]).name == "01_hello.ipynb"
+    assert started[0][4:] == ["--no-browser"]

@@ -1,0 +1,140 @@
+"""The command line, in this process: what it prints and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from k2lab import cli, console
+from k2lab.engine.events import Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
+from k2lab.spec.config import K2Config
+from k2lab.text.tokenizer import Tokenizer
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_info_of_kimi_k2_thinking(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "k2-thinking", "--json"]) == 0
+    (figures,) = lines(capsys)
+    assert figures["parameters_total"] == 1_026_408_232_448
+    assert figures["cache_bytes_per_token"] == 70_272
+    assert cli.main(["info", "k2-thinking"]) == 0
+    assert "1,026,408,232,448" in capsys.readouterr().out
+
+
+def test_run_prints_events_as_json_lines(
+    small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["run", "Hello", "--model", str(small_checkpoint), "--max-tokens", "3"]
+    assert cli.main([*run, "--greedy", "--json"]) == 0
+    events = lines(capsys)
+    assert events[0]["event"] == "PromptRead"
+    assert [event["event"] for event in events].count("TokenChosen") <= 3
+    assert events[-1]["event"] == "Stopped"
+    assert cli.main([*run, "--seed", "4", "--json"]) == 0
+    first = [event.get("id") for event in lines(capsys)]
+    assert cli.main([*run, "--seed", "4", "--json"]) == 0
+    assert [event.get("id") for event in lines(capsys)] == first
+
+
+def test_verify_names_each_check(
+    small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(small_checkpoint), "--json"]) == 0
+    assert lines(capsys)[0]["check"] == "config"
+
+
+def test_an_error_is_three_lines_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert [line.split(":")[0] for line in printed.err.splitlines()] == [
+        "found",
+        "expected",
+        "mend",
+    ]
+
+
+def test_microworld_prints_shares_with_intervals(
+    small_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k2lab.evals.microworld.MAX_TOKENS", 8)
+    arguments = ["eval", "microworld", "--n", "2", "--model", str(small_checkpoint)]
+    assert cli.main([*arguments, "--json"]) == 0
+    (figures,) = lines(capsys)
+    assert figures["overall"].keys() == {"accuracy", "n", "low", "high"}
+    assert sum(family["n"] for family in figures["families"].values()) == 2
+    assert cli.main(arguments) == 0
+    assert "overall" in capsys.readouterr().out
+
+
+def test_export_prints_the_folder(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out"
+    assert cli.main(["export", "--model", str(small_checkpoint), str(target)]) == 0
+    assert capsys.readouterr().out.strip() == str(target)
+
+
+def test_training_writes_a_model_that_verifies(
+    small_config: K2Config,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("k2lab.train.nano.K2_NANO", small_config)
+    monkeypatch.setattr(
+        "k2lab.train.nano.tokenizer", lambda _: Tokenizer.from_folder(small_checkpoint)
+    )
+    work, out = tmp_path / "work", tmp_path / "out"
+    arguments = ["train", "--steps", "1", "--work", str(work), "--out", str(out), "--json"]
+    monkeypatch.setattr("k2lab.evals.microworld.MAX_TOKENS", 8)
+    assert cli.main([*arguments, "--eval", "2"]) == 0
+    progress, measured = lines(capsys)
+    assert progress["step"] == 1
+    assert measured["overall"]["n"] == 2
+    assert (out / "CARD.md").read_text().startswith("# K2-nano")
+    assert cli.main(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["info", "--fly"], ["eval"]])
+def test_nonsense_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        cli.main(arguments)
+    assert refused.value.code == 2
+
+
+def test_lab_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "k2lab.classroom.open_course", lambda folder, options: seen.append(options) or 0
+    )
+    assert cli.main(["lab", "--no-browser", "--port=8899"]) == 0
+    assert seen == [["--no-browser", "--port=8899"]]
+
+
+def test_a_followed_run_reads_like_a_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    def token(text: str, kind: str) -> Event:
+        return TokenChosen(0, 0, text, kind, 0.0, 0.0, (), 0.0)
+
+    events = [
+        token("<think>", "marker"),
+        token("I ", "thinking"),
+        token("ask.\x1b[2J", "thinking"),
+        ToolAsked("0.0", "id", "calc", '{"expression": "1 + 1"}', 3),
+        ToolAnswered("0.0", "calc", "2", True, 0.0),
+        token("Two.", "answer"),
+        Stopped("answer", "", 4, 0.0),
+    ]
+    assert list(console.follow(events)) == events
+    assert capsys.readouterr().out == (
+        "thinking  I ask.\N{REPLACEMENT CHARACTER}[2J\n"
+        'call      calc {"expression": "1 + 1"}\n'
+        "result    2\n"
+        "answer    Two.\n"
+    )
