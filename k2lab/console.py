@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from k2lab.engine.events import Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
+from k2lab.engine.events import Event, Misread, Stopped, TokenChosen, ToolAnswered, ToolAsked
 
 NAME_WIDTH = 34  # of the first column of figures
 LABEL_WIDTH = 9  # of what stands before thinking, calls, results and answers
@@ -34,6 +34,8 @@ def follow(events: Iterable[Event]) -> Iterator[Event]:
             case ToolAnswered():
                 _label("result" if event.ok else "failed", after=part)
                 print(visible(event.content))
+            case Misread():
+                print(f"damaged call ({event.problem}): {visible(event.text)}", file=sys.stderr)
             case Stopped():
                 if part:
                     print(flush=True)

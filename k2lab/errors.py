@@ -30,7 +30,7 @@ class ConfigError(K2LabError, ValueError):
 
 
 class CheckpointError(K2LabError, ValueError):
-    """A shard, an index or a tensor that is missing, extra, damaged or of another shape or dtype."""
+    """A shard, index or tensor that is missing, extra, damaged or of another shape or dtype."""
 
 
 class QuantizationError(ConfigError, CheckpointError):

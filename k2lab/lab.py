@@ -12,14 +12,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from k2lab.agent.loop import Mind, converse
 from k2lab.agent.tools import Tool
-from k2lab.engine.events import Event
+from k2lab.engine.events import Event, Kind
 from k2lab.engine.generate import Prompt, Settings, check_ids, generate, pieces
 from k2lab.engine.sampling import Sampler, greedy, sampled
 from k2lab.engine.session import Control, Run
@@ -57,7 +57,7 @@ class Lab:
         self._engine = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, placement: Union[Placement, WeightStore] = "auto") -> "Lab":
+    def open(cls, folder: Path, placement: Placement | WeightStore = "auto") -> "Lab":
         """The lab around a checkpoint folder."""
         model = load_model(folder, placement)
         tokenizer = Tokenizer.from_folder(folder)
@@ -76,7 +76,7 @@ class Lab:
         return self.model.config
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Float32 logits of the next token after each, [batch, seq, vocab], for ids [batch, seq]."""
+        """Float32 logits of the token after each, [batch, seq, vocab], for ids [batch, seq]."""
         if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
             raise InputError(
                 f"ids have the shape {list(ids.shape)} and the dtype {ids.dtype}.",
@@ -100,7 +100,8 @@ class Lab:
         """Events of plain text continuation after `ids`: no template, no tools."""
         given = [int(i) for i in (ids.flatten().tolist() if isinstance(ids, Tensor) else ids)]
         check_ids(given, self.config.vocab_size)
-        prompt = Prompt(tuple(given), tuple(pieces(given, self.tokenizer)), ("user",) * len(given))
+        kinds: tuple[Kind, ...] = ("user",) * len(given)
+        prompt = Prompt(tuple(given), tuple(pieces(given, self.tokenizer)), kinds)
         settings = self._settings(sampler, max_tokens, tap)
         settings = replace(settings, stop_ids=frozenset(self.config.stop_ids))
         return self._alone(
@@ -132,11 +133,15 @@ class Lab:
         sampler: Sampler | None = None,
         max_tokens: int = MAX_TOKENS,
         tap: Tap = untouched,
+        store: "Store | None" = None,
     ) -> "LabRun":
-        """The same run in a worker thread: returns at once, shows itself live in a notebook."""
+        """The same run in a worker thread: returns at once, shows itself live in a notebook.
+
+        Its widgets are new, or those around `store`, which then shows this run.
+        """
         control = Control()
         settings = self._settings(sampler, max_tokens, chain(control.tap, tap))
-        run = LabRun(self, control)
+        run = LabRun(self, control, store)
         run.start(self._converse(conversation, tools, settings), self._engine)
         self.latest = run
         return run
@@ -203,10 +208,10 @@ class Lab:
 class LabRun(Run):
     """A run that knows its lab and shows itself; all its widgets share one selection."""
 
-    def __init__(self, lab: Lab, control: Control) -> None:
+    def __init__(self, lab: Lab, control: Control, store: "Store | None") -> None:
         super().__init__(Trace(lab.about), control)
         self.lab = lab
-        self._store: Store | None = None
+        self._store = store
 
     def __repr__(self) -> str:
         return f"Run({self.lab.name}, tokens={len(self.trace)}, state={self.state})"
@@ -243,9 +248,7 @@ class LabRun(Run):
     def _ask(self, question: str) -> None:
         """A person asked in the page: a new run takes this one's place in the same widgets."""
         store = self.store
-        run = self.lab.run(question)
-        run._store = store
-        store.attach(run)
+        store.attach(self.lab.run(question, store=store))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """A run as the last line of a cell shows its widgets."""

@@ -25,7 +25,7 @@ def test_wheel_goes_before_checkout(package: Path) -> None:
 
 def test_checkout_is_known_by_its_marker(package: Path) -> None:
     (package.parent / "assets").mkdir()
-    with pytest.raises(MissingError, match="_kit.js"):
+    with pytest.raises(MissingError, match=r"_kit\.js"):
         paths.assets()
     (package.parent / "widgets").mkdir()
     (package.parent / "widgets" / "_kit.js").touch()

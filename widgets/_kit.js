@@ -209,7 +209,7 @@ export function statusLine(store, signal) {
   };
   store.listen(write, signal);
   write();
-  return el("header", { class: "k2-head" }, el("div", { class: "k2-status" }, state, facts, badge), notice);
+  return el("div", { class: "k2-head" }, el("div", { class: "k2-status" }, state, facts, badge), notice);
 }
 
 /** What a provenance badge means. */
@@ -231,6 +231,51 @@ export function statusParts(status, about, tokens) {
   if (status.speed > 0) facts.push(`${status.speed < 10 ? status.speed.toFixed(1) : Math.round(status.speed)} tokens/s`);
   facts.push(status.engine, status.dtype, status.capture && `capture: ${status.capture}`);
   return { state, facts: facts.filter(Boolean).join(" · ") };
+}
+
+/** Stop, pause, step. @param {any} store @param {AbortSignal} signal */
+export function controls(store, signal) {
+  const send = (message) => () => store.send(message);
+  const stop = button("Stop", send({ type: "stop" }), signal);
+  const pause = button("Pause", () => store.send({ type: store.get("status")?.state === "paused" ? "resume" : "pause" }), signal);
+  const token = button("Step token", send({ type: "step", unit: "token" }), signal);
+  const layer = button("Step layer", send({ type: "step", unit: "layer" }), signal);
+  const write = () => {
+    const { state, controls: live } = store.get("status") ?? {}, paused = state === "paused";
+    pause.textContent = paused ? "Resume" : "Pause";
+    for (const node of [stop, pause]) node.disabled = !live;
+    for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
+  };
+  store.listen(write, signal);
+  write();
+  return el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer);
+}
+
+/** A box in which a person asks the model. @param {any} store @param {AbortSignal} signal */
+export function askBox(store, signal) {
+  const input = el("input", { class: "k2-input", type: "text", "aria-label": "Question to the model", autocomplete: "off" });
+  const ask = el("button", { type: "submit", class: "k2-button k2-primary", text: "Ask" });
+  const form = el("form", { class: "k2-ask" }, input, ask);
+  const submit = (event) => {
+    event.preventDefault();
+    if (!input.value.trim() || ask.disabled) return;
+    store.send({ type: "ask", text: input.value });
+    input.value = "";
+  };
+  form.addEventListener("submit", submit, { signal });
+  input.addEventListener("keydown", (event) => { // all keys are text here; JupyterLab takes Enter
+    event.stopPropagation();
+    if (event.key === "Enter" && !event.isComposing) submit(event);
+  }, { signal });
+  const write = () => {
+    const { asks, state } = store.get("status") ?? {}, busy = state === "running" || state === "paused";
+    form.hidden = !asks;
+    ask.disabled = busy;
+    input.placeholder = busy ? "The model is at work …" : "Ask the model something";
+  };
+  store.listen(write, signal);
+  write();
+  return form;
 }
 
 // ---------------------------------------------------------------- numbers

@@ -144,7 +144,7 @@ function fill({ model, store, root, signal, fail }) {
     const { load, counted } = data, range = store.range();
     if (mode === "token") {
       const values = glowing(token, now);
-      return { values, load: load.all, low: "not chosen", high: "weight 0.5" };
+      return { values, load: load.all, low: "not chosen", high: `weight ${decimal(2 / data.slots)}` };
     }
     if (mode === "range") {
       if (!range) return { why: "Select some text in the ThoughtStream (drag over it, or Shift and arrow keys) to see which experts it used." };
@@ -165,12 +165,12 @@ function fill({ model, store, root, signal, fail }) {
   /** The token's weights; those of tokens just before it fade, unless motion is unwanted. */
   function glowing(token, now) {
     if (glow.length !== data.rows * data.experts) { glow = new Float32Array(data.rows * data.experts); glowSeen = token; }
-    const fade = calm() || store.get("playhead") >= 0 ? 0 : 0.5 ** ((now - glowAt) / 300);
+    const fade = calm() || store.get("playhead") >= 0 ? 0 : 0.5 ** ((now - glowAt) / 150);
     glow = glow.map((value) => (value * fade < 0.02 ? 0 : value * fade));
     for (let t = Math.max(0, token - 8, Math.min(glowSeen, token - 1) + 1); t < token && fade; t++) tokenValues(data, t).forEach((value, i) => { if (value) glow[i] = Math.max(glow[i], value); });
     tokenValues(data, token).forEach((value, i) => { if (value) glow[i] = value; });
     glowSeen = token; glowAt = now;
-    return glow.map((value) => Math.min(1, Math.sqrt(value * 2)));
+    return glow.map((value) => Math.min(1, (value * data.slots) / 2));
   }
 
   function draw(now) {

@@ -212,6 +212,14 @@ export class Store {
     return row >= 0 && row < this.data.rows ? row : -1;
   }
 
+  /** Begins anew when the kernel shows another run. */
+  renew() {
+    const epoch = this.model.get("epoch") ?? 0;
+    if (epoch <= this.epoch) return;
+    this.epoch = epoch;
+    this.data = new TraceData(this.model.get("about") ?? {});
+  }
+
   receive(message, buffers) {
     if (message?.type === "error") this.notice = `${message.found} Expected: ${message.expected}`;
     if (message?.type === "frame") this.takeFrame(message, buffers);
@@ -247,7 +255,8 @@ function initialize({ model, signal }) {
   const id = model.get("store_id"), { stores } = registry(), store = stores.get(id) ?? new Store(model);
   store.model = model;
   model.on("msg:custom", (message, buffers) => store.receive(message, buffers));
-  for (const name of [...SELECTION, "status", "about"]) model.on(`change:${name}`, () => store.tell());
+  for (const name of [...SELECTION, "status"]) model.on(`change:${name}`, () => store.tell());
+  model.on("change:epoch", () => { store.renew(); store.tell(); });
   register(id, store);
   signal?.addEventListener("abort", () => { if (store.model === model) stores.delete(id); });
   store.asked = 0;

@@ -1,4 +1,4 @@
-import { button, choice, clamp, css, decimal, el, faint, gradient, isDark, KIND_COLOURS, KINDS, LETTERS, NAMES, onKeys, onTheme, painter, percent, ramp, statusLine, storeView, table, toggle } from "./_kit.js";
+import { askBox, button, choice, clamp, controls, css, decimal, el, faint, gradient, isDark, KIND_COLOURS, KINDS, LETTERS, NAMES, onKeys, onTheme, painter, percent, ramp, statusLine, storeView, table, toggle } from "./_kit.js";
 
 /**
  * ThoughtStream: the run's tokens as text. Thinking is an indented ribbon, tool calls are cards, a
@@ -150,51 +150,6 @@ function callResult(call) {
   return el("div", { class: "k2-call-result" }, el("span", { class: "k2-call-label", text: call.ok ? "result" : "error" }), el("pre", { text: call.content }));
 }
 
-/** Stop, pause, step. */
-function controls(store, signal) {
-  const send = (message) => () => store.send(message);
-  const stop = button("Stop", send({ type: "stop" }), signal);
-  const pause = button("Pause", () => store.send({ type: store.get("status")?.state === "paused" ? "resume" : "pause" }), signal);
-  const token = button("Step token", send({ type: "step", unit: "token" }), signal);
-  const layer = button("Step layer", send({ type: "step", unit: "layer" }), signal);
-  const write = () => {
-    const { state, controls: live } = store.get("status") ?? {}, paused = state === "paused";
-    pause.textContent = paused ? "Resume" : "Pause";
-    for (const node of [stop, pause]) node.disabled = !live;
-    for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
-  };
-  store.listen(write, signal);
-  write();
-  return el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer);
-}
-
-/** A box in which a person asks the model. */
-function askBox(store, signal) {
-  const input = el("input", { class: "k2-input", type: "text", "aria-label": "Question to the model", autocomplete: "off" });
-  const ask = el("button", { type: "submit", class: "k2-button k2-primary", text: "Ask" });
-  const form = el("form", { class: "k2-ask" }, input, ask);
-  const submit = (event) => {
-    event.preventDefault();
-    if (!input.value.trim() || ask.disabled) return;
-    store.send({ type: "ask", text: input.value });
-    input.value = "";
-  };
-  form.addEventListener("submit", submit, { signal });
-  input.addEventListener("keydown", (event) => { // all keys are text here; JupyterLab takes Enter
-    event.stopPropagation();
-    if (event.key === "Enter" && !event.isComposing) submit(event);
-  }, { signal });
-  const write = () => {
-    const { asks, state } = store.get("status") ?? {}, busy = state === "running" || state === "paused";
-    form.hidden = !asks;
-    ask.disabled = busy;
-    input.placeholder = busy ? "The model is at work …" : "Ask the model something";
-  };
-  store.listen(write, signal);
-  write();
-  return form;
-}
-
 /** Top alternatives of a token, near it. */
 function popover() {
   const box = el("div", { class: "k2-pop", hidden: true });
@@ -299,7 +254,7 @@ function fill({ model, store, root, signal, fail }) {
     stage.hidden = asTable; tablePane.hidden = !asTable;
     if (asTable) { drawTable(); return; }
     const state = store.get("status") ?? {};
-    empty.hidden = data.n > 0;
+    empty.hidden = data.n > 0; map.hidden = !data.n;
     empty.textContent = state.state === "running" ? "The model reads the prompt; its first token comes soon." : state.asks ? "Nothing yet. Ask something below." : `No tokens in this run. ${state.detail ?? ""}`;
     regroup();
     layout();
@@ -311,7 +266,7 @@ function fill({ model, store, root, signal, fail }) {
   function layout() {
     sums = offsets(heights);
     const top = scroll.scrollTop, view = scroll.clientHeight, anchor = blockAt(sums, top), delta = top - (sums[anchor] ?? 0);
-    const first = blockAt(sums, Math.max(0, top - view)), last = Math.min(blocks.length - 1, blockAt(sums, top + 2 * view));
+    const first = blockAt(sums, Math.max(0, top - view / 2)), last = Math.min(blocks.length - 1, blockAt(sums, top + 1.5 * view));
     const nodes = [];
     for (let b = first; b <= last; b++) nodes.push(blockNode(blocks[b]));
     let same = list.childNodes.length === nodes.length;
@@ -360,7 +315,9 @@ function fill({ model, store, root, signal, fail }) {
     });
     const tokenY = (i) => { const b = blockOf(blocks, i), block = blocks[b]; return (sums[b] + heights[b] * ((i - block.start) / Math.max(1, block.stop - block.start))) * scale; };
     pen.fillStyle = dark ? "#fff" : "#000";
-    if (blocks.length) for (let i = 0, last = -2; i < mask.length; i++) if (mask[i]) { const y = Math.round(tokenY(i)); if (y !== last) pen.fillRect(0, y, width, 1); last = y; }
+    const used = new Uint32Array(Math.ceil(height) + 1), all = new Uint32Array(used.length);
+    for (let i = 0; i < mask.length; i++) { const y = Math.min(used.length - 1, Math.round(tokenY(i))); all[y]++; used[y] += mask[i]; }
+    used.forEach((count, y) => { if (count) pen.fillRect(0, y, Math.max(3, width * Math.sqrt(count / all[y])), 1); }); // wide: dense
     pen.strokeStyle = dark ? "rgba(255,255,255,.75)" : "rgba(0,0,0,.6)";
     if (total > height) pen.strokeRect(0.5, scroll.scrollTop * scale + 0.5, width - 1, Math.max(4, height * scale - 1));
   }

@@ -13,13 +13,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from k2lab.agent.tools import Outcome, Tool, call, declare
-from k2lab.engine.events import Answered, Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
+from k2lab.engine.events import (
+    Answered,
+    Event,
+    Misread,
+    Stopped,
+    TokenChosen,
+    ToolAnswered,
+    ToolAsked,
+)
 from k2lab.engine.generate import Prompt, Settings, generate
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.text.messages import Message
 from k2lab.text.parse import ParsedCall, Turn, TurnParser
-from k2lab.text.template import DEFAULT_SYSTEM, render
+from k2lab.text.shield import shielded, unshielded
+from k2lab.text.template import DEFAULT_SYSTEM, Segment, render
 from k2lab.text.tokenizer import Tokenizer
 
 MAX_STEPS = 320  # turns of one run: K2 Thinking is known for 200–300 calls in a row
@@ -59,9 +68,7 @@ def converse(
     def clock() -> float:
         return time.perf_counter() - began
 
-    settings = replace(
-        settings, stop_ids=frozenset(mind.model.config.stop_ids), clock=clock
-    )
+    settings = replace(settings, stop_ids=frozenset(mind.model.config.stop_ids), clock=clock)
     cache = LatentCache(mind.model.config)
     segments = render(
         messages,
@@ -76,9 +83,12 @@ def converse(
         for event in generate(mind.model, mind.tokenizer, prompt, cache, budget):
             if isinstance(event, TokenChosen):
                 last, chosen = event, chosen + 1
-                parser.feed(event.text)
+                special = mind.tokenizer.is_special(event.id)
+                parser.feed(event.text if special else shielded(event.text))
             yield event
-        turn = parser.finish()
+        turn = unshielded(parser.finish())
+        for error in turn.errors:
+            yield Misread(error.kind, error.text)
         if last is None or last.id not in settings.stop_ids:
             yield Answered(turn.content, turn.reasoning)
             yield Stopped("length", "The token limit was reached.", chosen, clock())
@@ -97,7 +107,15 @@ def converse(
             yield ToolAnswered(key, each.name, outcome.content, outcome.ok, clock() - start)
             results.append(Message("tool", outcome.content, call_id=each.id, name=each.name))
         segments = render(results, system=None)
+        if not _fits(segments, mind, cache):
+            yield Stopped("length", "The tool results do not fit the context.", chosen, clock())
+            return
     yield Stopped("budget", f"{max_steps} turns without an answer.", chosen, clock())
+
+
+def _fits(segments: Sequence[Segment], mind: Mind, cache: LatentCache) -> bool:
+    needed = len(mind.tokenizer.encode_segments(segments)) + 1
+    return cache.length + needed <= mind.model.config.max_position_embeddings
 
 
 def _ended(turn: Turn, tokens: int, seconds: float) -> Stopped:

@@ -13,12 +13,22 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from k2lab.errors import K2LabError, ToolError
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 """What a tool may be called: the name stands inside call ids such as `functions.price:0`."""
@@ -26,6 +36,13 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 SCALARS: Mapping[type, str] = types.MappingProxyType(
     {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 )
+
+
+class _Derived(dict[str, Any]):
+    """A schema made from annotations: valid by construction.
+
+    So that the lab's own tools do not load jsonschema, which takes longer than a first token.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +73,13 @@ class Tool:
                 expected='A JSON Schema with "type": "object".',
                 mend="List the arguments under properties of one object.",
             )
-        try:
-            _validator(_canonical(self.parameters))
-        except (SchemaError, TypeError, ValueError) as error:
-            reason = error.message if isinstance(error, SchemaError) else str(error)
+        problem = _schema_problem(self.parameters)
+        if problem:
             raise ToolError(
-                f"The parameters of the tool {self.name!r} are not JSON Schema: {reason}.",
+                f"The parameters of the tool {self.name!r} are not JSON Schema: {problem}.",
                 expected="A JSON Schema of Draft 2020-12 made of plain JSON values.",
                 mend="Correct the schema, or let tool() derive it from a function.",
-            ) from error
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +125,9 @@ def tool(function: Callable[..., object]) -> Tool:
         else:
             schema["default"] = parameter.default
         properties[parameter.name] = schema
-    parameters: dict[str, Any] = {
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": False,
-    }
+    parameters = _Derived(
+        type="object", properties=properties, required=required, additionalProperties=False
+    )
     description = inspect.cleandoc(function.__doc__ or "")
     return Tool(name, description, parameters, function)
 
@@ -129,6 +141,8 @@ def call(tool: Tool, arguments_text: str) -> Outcome:
         arguments = json.loads(arguments_text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         return Outcome(f"error: the arguments are not JSON: {error}", ok=False)
+    from jsonschema.exceptions import best_match
+
     problem = best_match(_validator(_canonical(tool.parameters)).iter_errors(arguments))
     if problem is not None:
         where = "".join(f" at {step!r}" for step in problem.absolute_path)
@@ -190,13 +204,32 @@ def _refuse(tool_name: str, argument: str, reason: str) -> NoReturn:
     )
 
 
+def _schema_problem(parameters: Mapping[str, Any]) -> str:
+    """Why the parameters are not JSON Schema; empty if they are."""
+    try:
+        text = _canonical(parameters)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    if isinstance(parameters, _Derived):
+        return ""
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        _validator(text)
+    except SchemaError as error:
+        return error.message
+    return ""
+
+
 def _canonical(parameters: Mapping[str, Any]) -> str:
     return json.dumps(dict(parameters), sort_keys=True, allow_nan=False)
 
 
 @lru_cache(maxsize=512)
-def _validator(schema_text: str) -> Draft202012Validator:
+def _validator(schema_text: str) -> "Draft202012Validator":
     """The validator of a schema text; kept, since checking a schema costs a millisecond."""
+    from jsonschema import Draft202012Validator
+
     schema = json.loads(schema_text)
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)

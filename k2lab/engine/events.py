@@ -77,6 +77,14 @@ class ToolAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class Misread:
+    """The model wrote something in the form of a tool call that cannot be run."""
+
+    problem: str  # kind of parse error, e.g. `truncated`
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """A turn ended without tool calls: the answer and the thinking that led to it."""
 
@@ -94,4 +102,4 @@ class Stopped:
     seconds: float
 
 
-Event = PromptRead | TokenChosen | Routed | ToolAsked | ToolAnswered | Answered | Stopped
+Event = PromptRead | TokenChosen | Routed | ToolAsked | ToolAnswered | Misread | Answered | Stopped

@@ -6,11 +6,12 @@ what is run (any iterator of events) and who looks (`trace/`, `widgets/`).
 """
 
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
-from k2lab.engine.events import Event, Stopped, TokenChosen
+from k2lab.engine.events import Event, Reason, Stopped, TokenChosen
 from k2lab.errors import BusyError
 
 State = Literal["running", "paused", "done", "stopped", "error"]
@@ -154,7 +155,11 @@ class Run:
                 self._changed.wait(timeout)
 
     def _work(self, events: Iterator[Event], release: Callable[[], None]) -> None:
-        tokens, ended = 0, "done"
+        tokens, ended, began = 0, "done", time.perf_counter()
+
+        def stopped(reason: Reason, detail: str) -> Stopped:
+            return Stopped(reason, detail, tokens, time.perf_counter() - began)
+
         try:
             for event in events:
                 self._append(event)
@@ -163,11 +168,13 @@ class Run:
                     self.control.check("token")
         except Halted:
             ended = "stopped"
-            self._append(Stopped("stopped", "Stopped by the person.", tokens, 0.0))
-        except Exception as error:
+            self._append(
+                Stopped("stopped", "Stopped by the person.", tokens, time.perf_counter() - began)
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the person gets to read it
             ended = "error"
             self.error = traceback.format_exc()
-            self._append(Stopped("error", str(error), tokens, 0.0))
+            self._append(stopped("error", str(error)))
         finally:
             release()
             self._ended = ended  # type: ignore[assignment]

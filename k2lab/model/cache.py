@@ -45,12 +45,12 @@ class LatentCache:
             raise ContextError(
                 f"{self.length} tokens are cached and {tokens} more were given.",
                 expected=f"at most {limit} tokens in all (max_position_embeddings).",
-                mend="Shorten the prompt, start a new conversation, or load a longer-context model.",
+                mend="Shorten the prompt, start a new conversation, or load a longer model.",
             )
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
-        self.length = min(self.length, length)
+        self.length = max(0, min(self.length, length))
 
     def fork(self) -> "LatentCache":
         """A cache with the same tokens that can grow on its own; copied on the first write."""

@@ -71,7 +71,7 @@ class MLA:
             else:
                 c_q = rms_norm(F.linear(x, w.q_a_proj), w.q_a_layernorm, LATENT_NORM_EPS)
                 q = F.linear(c_q, w.q_b_proj)
-            q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))  # [b, t, h, n + r]
+            q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))  # [b, t, h, n+r]
             q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
 
             # Keys and values: one latent and one rotated key per token, for all heads.
@@ -156,7 +156,7 @@ class Router:
         return experts, tap(f"{site}.weights", weights * config.routed_scaling_factor)
 
     def _within_groups(self, choice: Tensor) -> Tensor:
-        """Choice scores with −inf outside the `topk_group` best groups (sum of a group's best two)."""
+        """Choice scores, −inf outside the `topk_group` best groups (sum of a group's best two)."""
         grouped = choice.unflatten(-1, (self.config.n_group, -1))  # [b, t, group, e / group]
         strength = grouped.topk(2, -1).values.sum(-1)
         best = strength.topk(self.config.topk_group, -1).indices

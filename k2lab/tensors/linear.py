@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """W_down (silu(W_gate x) ⊙ W_up x) for x [..., hidden]."""
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
@@ -50,5 +51,5 @@ def _grouped(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 def _grouped_mm(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Rows up to `ends[e]` times weights[e]; torch 2.9 has it under its private name only."""
-    grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm
+    grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm  # noqa: SLF001
     return grouped(x, weights, offs=ends)

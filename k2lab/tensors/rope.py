@@ -37,7 +37,7 @@ def frequencies(config: K2Config) -> Tensor:
 
 
 def softmax_scale(config: K2Config) -> float:
-    """What attention logits are multiplied with: qk_head_dim^−½ · m², 0.1446796258 for K2 Thinking."""
+    """What attention logits are multiplied with: qk_head_dim^−½ · m²; K2 Thinking: 0.1446796258."""
     scale = config.qk_head_dim**-0.5
     scaling = config.rope_scaling
     if scaling is None or not scaling.mscale_all_dim:
@@ -72,8 +72,8 @@ def rotation_magnitude(config: K2Config) -> float:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x [..., token, head, rope] turned by `rotation` [token, rope / 2], in float32, as x's dtype."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    """x [..., token, head, rope] turned by `rotation` [token, rope / 2], in float32; x's dtype."""
+    pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation[:, None]).flatten(-2).type_as(x)
 
 

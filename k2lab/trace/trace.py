@@ -18,6 +18,7 @@ from k2lab.engine.events import (
     Answered,
     Event,
     Kind,
+    Misread,
     PromptRead,
     Routed,
     Stopped,
@@ -80,6 +81,7 @@ class Trace:
     def __init__(self, about: About) -> None:
         self.about = about
         self.calls: list[CallRecord] = []
+        self.misread: list[Misread] = []  # what was written like a call and could not be run
         self.stopped: Stopped | None = None
         self.answer = ""
         self.prefill_seconds = 0.0
@@ -118,6 +120,8 @@ class Trace:
                 self.calls.append(CallRecord(key, id_, name, arguments, index))
             case ToolAnswered():
                 self._answer_call(event)
+            case Misread():
+                self.misread.append(event)
             case Answered(content):
                 self.answer = content
             case Stopped():

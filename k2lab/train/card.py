@@ -84,8 +84,8 @@ def _able(report: Report) -> Iterator[str]:
     yield f"""
 ## What it can do
 
-`k2lab eval microworld --n {report.overall.n} --seed {report.seed}`: final answers to unseen tasks of
-the evaluation split, greedy, INT4 weights, through the real loop with the real tools. Bounds are
+`k2lab eval microworld --n {report.overall.n} --seed {report.seed}`: final answers to unseen tasks
+of the evaluation split, greedy, INT4 weights, through the real loop with the real tools. Bounds are
 Wilson 95 % intervals.
 
 | family | right | n | 95 % interval |

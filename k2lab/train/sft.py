@@ -176,7 +176,8 @@ class Training:
         }
         clips = qk_clip(self.store.parameters, largest, self.config, plan.tau)
         loads = {
-            layer: sum(each.load[layer] for each in learned) for layer in self.config.moe_layers
+            layer: torch.stack([each.load[layer] for each in learned]).sum(0)
+            for layer in self.config.moe_layers
         }
         load = self.store.balance(loads, plan.balance_rate * min(1.0, factor * 2))
         self.step += 1
@@ -185,7 +186,7 @@ class Training:
         return sum(each.loss for each in learned), load, peak, clips
 
     def _learn(self, batch: Batch, said: int) -> "Learned":
-        """The share of one batch in the step's loss (mean over `said` tokens), and its gradients."""
+        """One batch's share of the step's loss (a mean over `said` tokens), and its gradients."""
         learned = Learned()
         inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]
         step = self.model.step(inputs.shape[1], cache=None, tap=learned.tap)

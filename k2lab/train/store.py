@@ -132,7 +132,7 @@ def per_expert(layer: int, gate_up: Tensor, down: Tensor) -> Iterator[tuple[str,
 
 
 def _initial(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Ones for norms; normal with variance 1 / fan-in for matrices (0.02² would be too small here)."""
+    """Ones for norms; normal with variance 1 / fan-in for matrices (0.02² is too small here)."""
     if len(shape) == 1:
         return torch.ones(shape, requires_grad=True)
     value = torch.empty(shape).normal_(0, 1 / math.sqrt(shape[-1]), generator=generator)

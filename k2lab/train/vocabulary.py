@@ -6,6 +6,7 @@ so that copying a name is copying a token: names never merge with the space, oth
 
 from collections import Counter
 from collections.abc import Iterable, Set
+from itertools import pairwise
 
 from k2lab.text.tokenizer import Tokenizer
 
@@ -78,7 +79,7 @@ def _merges(counts: Counter[str], limit: int) -> list[bytes]:
     while len(made) < limit:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for piece, parts in words.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += counts[piece]
         if not pairs:
             break

@@ -45,7 +45,7 @@ class WeightStore(Protocol):
         ...
 
     def dense(self, layer: int | None, part: str) -> "Lease":
-        """The tensors of one part (`self_attn`, `mlp`, `mlp.gate`, …); layer None: outside layers."""
+        """The tensors of one part (`self_attn`, `mlp`, `mlp.gate`, …); None: outside layers."""
         ...
 
     def experts(self, layer: int, ids: Tensor) -> ExpertBatch:
@@ -78,7 +78,7 @@ class Lease:
 
 def namespace(tensors: dict[str, Tensor]) -> Weights:
     """Attributes from checkpoint names relative to a part: `q_a_proj.weight` → `.q_a_proj`."""
-    return SimpleNamespace(**{name.removesuffix(".weight"): value for name, value in tensors.items()})
+    return SimpleNamespace(**{name.removesuffix(".weight"): each for name, each in tensors.items()})
 
 
 def place(key: str) -> tuple[int | None, str, str]:

@@ -165,14 +165,14 @@ def static_bundle(summary: str, pictures: Sequence[Picture]) -> Bundle:
     return bundle
 
 
-def png(figure: Any) -> bytes:
-    """A matplotlib figure as a small PNG (256 colours); the same figure gives the same bytes."""
+def png(figure: Any, *, colours: int = 256) -> bytes:
+    """A matplotlib figure as a small PNG; the same figure gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    return _small(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    return _small(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]), colours)
 
 
 def _stacked(pngs: Sequence[bytes]) -> bytes:
@@ -187,12 +187,12 @@ def _stacked(pngs: Sequence[bytes]) -> bytes:
     for image in images:
         whole.paste(image, (0, top))
         top += image.height
-    return _small(whole)
+    return _small(whole, 256)
 
 
-def _small(image: Any) -> bytes:
+def _small(image: Any, colours: int) -> bytes:
     buffer = io.BytesIO()
-    image.quantize(256, dither=0).save(buffer, "PNG", optimize=True)
+    image.quantize(colours, dither=0).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -109,7 +109,7 @@ class Store(K2Widget):
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._cursor = Cursor()
-        super().__init__(store_id=uuid4().hex)  # before the front end's half begins
+        super().__init__(store_id=uuid4().hex, about=wire.about(self.source.trace.about))
         self.on_msg(self._on_message)
         self.attach(self.source)
 
@@ -165,7 +165,8 @@ class Store(K2Widget):
             try:
                 done = self.source.done  # before looking: what comes after it is not missed
                 more = self._send_frame()
-                if beat % STATUS_EVERY == 0 or (done and not more):
+                changed = self.source.state != self.status.get("state")
+                if changed or beat % STATUS_EVERY == 0 or (done and not more):
                     self._send_status()
                 with self._lock:
                     if done and not more and not self._pending():

@@ -19,7 +19,7 @@ from k2lab.widgets.store import RunLike, Store, store_of
 
 COLUMNS = 96  # characters per line of the picture
 LONG_TOKEN = 20  # characters; longer ones are cut at the line end
-MOST_LINES = 44  # longer texts lose their middle
+MOST_LINES = 24  # longer texts lose their middle
 SHOWN: tuple[Kind, ...] = ("user", "thinking", "call", "result", "answer")
 LOOK: dict[str, tuple[str, str]] = {  # letter and Okabe–Ito colour of each kind
     "user": ("U", "#e69f00"),
@@ -150,7 +150,7 @@ def draw(trace: Trace) -> bytes:
     thinking = sorted({piece.line for piece in pieces if piece.kind == "thinking"})
     axes.vlines([5] * len(thinking), [y - 0.5 for y in thinking], [y + 0.5 for y in thinking],
                 color=LOOK["thinking"][1], lw=2, alpha=0.6)  # fmt: skip
-    return png(figure)
+    return png(figure, colours=128)
 
 
 def _without_middle(pieces: list[Piece]) -> list[Piece]:

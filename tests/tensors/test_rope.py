@@ -106,3 +106,9 @@ def test_bfloat16_stays_bfloat16(tiny_config: Callable[..., K2Config]) -> None:
     config = tiny_config()
     x = torch.ones(1, 1, config.qk_rope_head_dim, dtype=torch.bfloat16)
     assert rotate(x, Rotary(config)(torch.tensor([3]))).dtype == torch.bfloat16
+
+
+def test_a_slice_at_an_odd_place_can_be_turned() -> None:
+    x = torch.arange(2 * 3 * 39.0).reshape(2, 3, 39)[..., 7:]  # strides and offset are odd
+    rotation = Rotary(K2_NANO)(torch.tensor([4, 5]))
+    assert torch.equal(rotate(x, rotation), rotate(x.clone(), rotation))

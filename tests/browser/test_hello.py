@@ -1,0 +1,182 @@
+"""The lab as a person meets it: a real JupyterLab, a real browser, the shipped model."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Person
+
+SLOW = """import time
+import k2lab
+
+lab = k2lab.load()
+
+def slowly(site, value):
+    if site.endswith(".input"):
+        time.sleep(0.02)
+    return value
+
+run = lab.run("What do 3 x lamp and 2 x rope cost?", tap=slowly)
+run"""
+
+HOSTILE = """from k2lab.engine.events import Answered, PromptRead, Stopped, TokenChosen
+from k2lab.trace.trace import About, Trace
+from k2lab.widgets.base import Column
+from k2lab.widgets.experts import ExpertMap
+from k2lab.widgets.store import Store
+from k2lab.widgets.thoughts import ThoughtStream
+
+bad = "<img src=x onerror='window.pwned=1'><script>window.pwned=2</script>"
+about = About(bad, layers=2, dense_layers=1, experts=8, slots=2, scaling=1.0, vocab=9)
+top = ((1, bad, 0.5), (2, "b", 0.5))
+trace = Trace.collect(
+    [
+        PromptRead(0, (1,), (bad,), ("user",), 0.1),
+        TokenChosen(1, 2, bad, "thinking", -0.1, 0.2, top, 0.1),
+        TokenChosen(2, 2, bad, "answer", -0.1, 0.2, top, 0.2),
+        Answered(bad, bad),
+        Stopped("answer", bad, 2, 0.3),
+    ],
+    about,
+)
+store = Store(trace)
+Column([ThoughtStream(store), ExpertMap(store)])"""
+
+
+def notebook(folder: Path, name: str, *cells: str) -> str:
+    """The name of a new notebook with these cells."""
+    content: dict[str, Any] = {
+        "cells": [
+            {
+                "cell_type": "code",
+                "id": f"cell-{place}",
+                "source": source,
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+            }
+            for place, source in enumerate(cells)
+        ],
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    (folder / name).write_text(json.dumps(content))
+    return name
+
+
+def until(person: "Person", condition: str, seconds: float = 60) -> None:
+    """Wait for a JavaScript expression to be true."""
+    person.page.wait_for_function(f"() => {condition}", timeout=seconds * 1000)
+
+
+ENDED = "/done|stopped|error/i.test(document.querySelector('.k2-state')?.textContent ?? '')"
+SAID = "document.querySelectorAll('.k2-thinking .k2-token').length"
+
+
+@pytest.mark.timeout(300)
+def test_hello_shows_a_run_and_its_linked_widgets(person: "Person") -> None:
+    person.open("01_hello.ipynb")
+    person.run_all()
+    until(person, f"document.querySelector('.k2-experts') && {ENDED}", 120)
+    until(person, "document.querySelectorAll('.k2-answer .k2-token').length > 3")
+    person.page.locator(".k2-thoughts").first.scroll_into_view_if_needed()
+    until(person, "document.querySelectorAll('.jp-OutputArea-output.jp-mod-error').length === 0")
+    for scheme in ("light", "dark"):
+        person.theme(scheme)
+        person.picture(f"hello-{scheme}")
+    assert not person.problems
+
+
+@pytest.mark.timeout(300)
+def test_a_run_is_seen_before_it_ends_and_survives_a_reload_and_stops(
+    person: "Person", folder: Path
+) -> None:
+    person.open(notebook(folder, "slow.ipynb", SLOW))
+    person.run_all()
+    until(person, f"{SAID} > 2", 120)
+    assert "running" in person.state().lower()
+
+    # A hovered expert lights up its tokens in the other widget.
+    grid = person.page.locator(".k2-grid canvas").first
+    grid.scroll_into_view_if_needed()
+    box = grid.bounding_box()
+    assert box is not None
+    for place in range(2, 18):  # somewhere in this row is an expert that was used
+        x, y = box["x"] + box["width"] * place / 20, box["y"] + box["height"] * 0.3
+        person.page.mouse.move(x, y)
+        person.page.wait_for_timeout(200)
+        if person.page.locator(".k2-uses").count():
+            break
+    assert person.page.locator(".k2-uses").count() > 0
+
+    # The page is loaded anew while the run goes on in the kernel: nothing is lost.
+    before = person.tokens()
+    person.command("docmanager:save")
+    person.page.wait_for_timeout(500)
+    person.page.reload()
+    until(person, f"{SAID} >= 2", 60)
+    until(person, "document.querySelectorAll('.k2-token').length > 5", 60)
+    assert person.tokens() >= before or "running" in person.state().lower()
+
+    stop = person.page.get_by_role("button", name="Stop").first
+    began = time.monotonic()
+    stop.click()
+    until(person, "/stopped/i.test(document.querySelector('.k2-state').textContent)", 5)
+    assert time.monotonic() - began < 1.0
+    assert not person.problems
+
+
+@pytest.mark.timeout(300)
+def test_a_person_can_ask_in_the_page_with_the_keyboard(person: "Person", folder: Path) -> None:
+    cell = "import k2lab\nlab = k2lab.load()\nrun = lab.run('Who wrote Hamlet?')\nrun"
+    person.open(notebook(folder, "ask.ipynb", cell))
+    person.run_all()
+    until(person, ENDED, 120)
+    box = person.page.get_by_label("Question to the model").first
+    box.fill("How much is 959 plus 86?")
+    person.page.keyboard.press("Enter")
+    until(person, "/959/.test(document.querySelector('.k2-user')?.textContent ?? '')")
+    until(person, ENDED)
+    assert not person.problems
+
+
+@pytest.mark.timeout(300)
+def test_hostile_text_stays_text_and_axe_finds_nothing_serious(
+    person: "Person", folder: Path
+) -> None:
+    person.open(notebook(folder, "hostile.ipynb", HOSTILE))
+    person.run_all()
+    until(person, "document.querySelectorAll('.k2-token').length > 1", 120)
+    person.page.locator(".k2-thinking .k2-token").first.hover()
+    for name in ("Table", "Markers"):
+        for button in person.page.get_by_role("button", name=name).all():
+            button.click()
+    person.page.wait_for_timeout(500)
+    assert person.page.evaluate("window.pwned") is None
+    assert person.page.locator(".k2lab img, .k2lab script").count() == 0
+
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core rules")
+    found = axe.Axe().run(person.page, context=".k2lab").response["violations"]
+    serious = [each["id"] for each in found if each["impact"] in ("serious", "critical")]
+    assert not serious, found
+
+
+@pytest.mark.timeout(300)
+def test_the_lab_fits_a_narrow_column(person: "Person", folder: Path) -> None:
+    person.page.set_viewport_size({"width": 900, "height": 1100})
+    cell = "import k2lab\nrun = k2lab.load().run('What is 959 plus 86?').wait()\nrun"
+    person.open(notebook(folder, "narrow.ipynb", cell))
+    person.run_all()
+    until(person, ENDED, 120)
+    width = person.page.evaluate("document.querySelector('.k2-thoughts').clientWidth")
+    assert width <= 700
+    overflow = "[...document.querySelectorAll('.k2lab')].every(e => e.scrollWidth <= e.clientWidth)"
+    assert person.page.evaluate(overflow)
+    person.picture("narrow")

@@ -1,0 +1,125 @@
+"""Training data: the mask covers the model's own words and nothing else; the order is fixed."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from k2lab.text.parse import parse_turn
+from k2lab.text.template import joined, render
+from k2lab.text.tokenizer import Tokenizer
+from k2lab.train import data
+from k2lab.train.data import Document, batches, document, padded, segments
+from k2lab.world.tasks import Task, generate
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    return list(generate(5, 60, split="train"))
+
+
+@pytest.fixture
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "POOL", 24)
+
+
+def turns_said(made: Document, tokenizer: Tokenizer) -> list[str]:
+    """The text of each unbroken run of tokens that are the model's own."""
+    turns: list[list[int]] = [[]]
+    for token, said in zip(made.ids, made.said, strict=True):
+        if said:
+            turns[-1].append(token)
+        elif turns[-1]:
+            turns.append([])
+    return [tokenizer.decode(turn) for turn in turns if turn]
+
+
+def test_said_covers_exactly_the_assistants_tokens(
+    tasks: list[Task], tiny_tokenizer: Tokenizer
+) -> None:
+    with_calls = 0
+    for task in tasks:
+        turns = turns_said(document(task, tiny_tokenizer), tiny_tokenizer)
+        own = [message for message in task.messages if message["role"] == "assistant"]
+        assert len(turns) == len(own)
+        for text, message in zip(turns, own, strict=True):
+            assert text.startswith("<think>")
+            assert text.endswith("<|im_end|>")  # ending the turn is the model's own choice
+            turn = parse_turn(text)
+            assert not turn.errors
+            assert turn.content == (message["content"] or "")
+            assert turn.reasoning == (message.get("reasoning_content") or "")
+            wanted = [call["function"]["name"] for call in message.get("tool_calls") or ()]
+            assert [call.name for call in turn.calls] == wanted
+            with_calls += bool(wanted)
+    assert with_calls
+
+
+def test_what_is_not_said_is_what_the_model_is_given(
+    tasks: list[Task], tiny_tokenizer: Tokenizer
+) -> None:
+    for task in tasks[:20]:
+        made = document(task, tiny_tokenizer)
+        given = [i for i, said in zip(made.ids, made.said, strict=True) if not said]
+        text = tiny_tokenizer.decode(given)
+        assert "<think>" not in text
+        assert text.count("<|im_assistant|>assistant<|im_middle|>") == sum(
+            message["role"] == "assistant" for message in task.messages
+        )
+        question = next(m["content"] for m in task.messages if m["role"] == "user")
+        assert question in text
+
+
+def test_what_is_learned_is_what_is_generated(tasks: list[Task]) -> None:
+    for task in tasks[:20]:
+        *before, _ = task.messages
+        prompt = joined(render(before, system=None, generation_prompt=True))
+        assert joined(segments(task)).startswith(prompt)
+
+
+def test_only_markers_of_the_template_are_special(
+    tasks: list[Task], tiny_tokenizer: Tokenizer
+) -> None:
+    for task in tasks[:20]:
+        parts = segments(task)
+        made = document(task, tiny_tokenizer)
+        count = sum(part.markers for part in parts)
+        assert sum(tiny_tokenizer.is_special(i) for i in made.ids) == count
+
+
+def test_padding_is_never_said() -> None:
+    rows = [Document((1, 2, 3), (False, True, True)), Document((4,), (True,))]
+    batch = padded(rows, 9)
+    assert batch.ids.tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert batch.said.tolist() == [[False, True, True], [True, False, False]]
+    assert batch.tokens == 6
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_batches_keep_to_their_size(tiny_tokenizer: Tokenizer) -> None:
+    for _, batch in islice(batches(1, tiny_tokenizer, tokens=2000), 12):
+        assert batch.ids.shape == batch.said.shape
+        assert batch.tokens <= 2000 or len(batch.ids) == 1
+        assert batch.said.any(-1).all()
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_a_later_pool_can_be_the_first(tiny_tokenizer: Tokenizer) -> None:
+    whole = list(islice(batches(3, tiny_tokenizer, tokens=2000), 40))
+    assert {index for index, _ in whole} >= {0, 1}
+    later = [batch for index, batch in whole if index == 1]
+    again = [
+        batch
+        for _, batch in islice(batches(3, tiny_tokenizer, tokens=2000, first_pool=1), len(later))
+    ]
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(later, again, strict=True))
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_order_depends_on_the_seed_alone(tiny_tokenizer: Tokenizer) -> None:
+    def ids(seed: int) -> list[list[list[int]]]:
+        stream = batches(seed, tiny_tokenizer, tokens=2000)
+        return [batch.ids.tolist() for _, batch in islice(stream, 5)]
+
+    assert ids(1) == ids(1)
+    assert ids(1) != ids(2)

@@ -1,0 +1,210 @@
+"""Fine-tuning: the loss falls, a killed run goes on exactly, experts become INT4 in the decay."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from k2lab.engine.taps import untouched
+from k2lab.spec.config import K2_NANO, K2Config
+from k2lab.text.tokenizer import Tokenizer
+from k2lab.train import data, sft
+from k2lab.train.data import Batch
+from k2lab.train.sft import Plan, Progress, Training
+
+Configs = Callable[..., K2Config]
+PLAN = Plan(seed=3, steps=6, batch_tokens=1200, batches_per_step=2, warmup=2, decay=0.5, tau=100.0)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "POOL", 16)  # several pools in six steps
+    monkeypatch.setattr(sft, "LOG", 2)
+
+
+@pytest.fixture
+def config(tiny_config: Configs) -> K2Config:
+    return tiny_config(
+        num_hidden_layers=2,
+        quantization_config=K2_NANO.quantization_config,
+        dtype="bfloat16",
+        max_position_embeddings=4096,
+    )
+
+
+def nothing(progress: Progress) -> None:
+    """A report that nobody reads."""
+
+
+def trained(config: K2Config, tokenizer: Tokenizer, plan: Plan, folder: Path) -> Training:
+    training = Training(config, tokenizer, plan)
+    training.run(folder, nothing)
+    return training
+
+
+def same(one: Training, two: Training) -> bool:
+    pairs = [
+        *zip(one.store.parameters.values(), two.store.parameters.values(), strict=True),
+        *zip(one.store.biases.values(), two.store.biases.values(), strict=True),
+        *zip(one.muon.moments.values(), two.muon.moments.values(), strict=True),
+    ]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_few_steps_lower_the_loss(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, steps=14, muon_rate=0.02, adam_rate=0.01)
+    training = trained(config, tiny_tokenizer, plan, tmp_path)
+    losses = [entry.loss for entry in training.history]
+    assert [entry.step for entry in training.history] == [2, 4, 6, 8, 10, 12, 14]
+    assert losses[0] > 5.0  # near ln 640 at first
+    assert losses[-1] < losses[0] - 1.5
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_a_killed_run_goes_on_bit_for_bit(
+    kept: int,
+    config: K2Config,
+    tiny_tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = trained(config, tiny_tokenizer, PLAN, tmp_path / "whole")
+
+    cut = Training(config, tiny_tokenizer, PLAN)
+    update = cut._update
+
+    def until_killed(stream: object) -> object:
+        if cut.step == kept:
+            cut.save(tmp_path / "cut")
+            raise InterruptedError
+        return update(stream)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cut, "_update", until_killed)
+    with pytest.raises(InterruptedError):
+        cut.run(tmp_path / "cut", nothing)
+
+    again = Training(config, tiny_tokenizer, PLAN)
+    assert again.resume(tmp_path / "cut")
+    assert again.step == kept
+    again.run(tmp_path / "cut", nothing)
+    assert same(again, whole)
+    assert (again.step, again.tokens, again._place) == (6, whole.tokens, whole._place)
+
+
+def test_nothing_to_resume_is_told(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    assert not Training(config, tiny_tokenizer, PLAN).resume(tmp_path)
+
+
+def test_a_finished_run_does_nothing_more(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, steps=2)
+    first = trained(config, tiny_tokenizer, plan, tmp_path)
+    again = Training(config, tiny_tokenizer, plan)
+    again.resume(tmp_path)
+    again.run(tmp_path, nothing)
+    assert same(first, again)
+
+
+def test_an_update_is_the_mean_over_all_tokens_said(
+    config: K2Config, tiny_tokenizer: Tokenizer
+) -> None:
+    training = Training(config, tiny_tokenizer, PLAN)
+    stream = training._data()
+    parts = [next(stream), next(stream)]
+    said = sum(int(part.said[:, 1:].sum()) for part in parts)
+    learned = [training._learn(part, said) for part in parts]
+    total = torch.tensor(0.0)
+    for part in parts:
+        inputs = part.ids[:, :-1]
+        step = training.model.step(inputs.shape[1], cache=None, tap=untouched)
+        with torch.no_grad():
+            logits = training.model(inputs, step)
+        losses = F.cross_entropy(logits.flatten(0, 1), part.ids[:, 1:].flatten(), reduction="none")
+        total = total + (losses * part.said[:, 1:].flatten()).sum()
+    assert sum(each.loss for each in learned) == pytest.approx(float(total) / said, rel=1e-5)
+
+
+def test_words_of_others_are_not_learned(config: K2Config, tiny_tokenizer: Tokenizer) -> None:
+    training = Training(config, tiny_tokenizer, PLAN)
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    said = torch.tensor([[False, False, False, True, True, False]])
+    plain = training._learn(Batch(ids, said), 2)
+    other = ids.clone()
+    other[0, 5] = 99  # after the last word said: neither read for it nor learned
+    changed = training._learn(Batch(other, said), 2)
+    assert plain.loss == changed.loss
+    pairs = zip(plain.gradients, changed.gradients, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_experts_are_int4_in_the_decay(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(config, tiny_tokenizer, PLAN)
+    seen: list[bool] = []
+    learn = training._learn
+
+    def look(batch: Batch, said: int) -> object:
+        seen.append(training.store.quantised)
+        return learn(batch, said)
+
+    monkeypatch.setattr(training, "_learn", look)
+    training.run(tmp_path, nothing)
+    assert seen == [False] * 6 + [True] * 6  # two batches per step, the last three steps
+
+
+def test_a_low_tau_engages_the_clip_and_holds_logits_down(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    free = trained(config, tiny_tokenizer, PLAN, tmp_path / "free")
+    held = trained(config, tiny_tokenizer, replace(PLAN, tau=1.0), tmp_path / "held")
+    assert sum(entry.clipped for entry in free.history) == 0
+    assert sum(entry.clipped for entry in held.history) > 0
+    assert held.history[-1].largest_logit < free.history[-1].largest_logit
+
+
+def test_rates_warm_up_stay_and_fall() -> None:
+    plan = Plan(steps=100, warmup=10, decay=0.4)
+    rates = [plan.rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10:60] == [1.0] * 50
+    assert rates[80] == pytest.approx(0.5)
+    assert min(rates) == pytest.approx(0.025)
+    assert not plan.quantised(59)
+    assert plan.quantised(60)
+
+
+def test_a_checkpoint_replaces_the_old_one_at_once(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(config, tiny_tokenizer, PLAN)
+    training.save(tmp_path)
+    old = (tmp_path / "training.pt").read_bytes()
+
+    def broken(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="full"):
+        training.save(tmp_path)
+    assert (tmp_path / "training.pt").read_bytes() == old
+
+
+def test_load_counts_tokens_per_expert(config: K2Config, tiny_tokenizer: Tokenizer) -> None:
+    training = Training(config, tiny_tokenizer, PLAN)
+    batch = next(training._data())
+    learned = training._learn(batch, 1)
+    load: Tensor = learned.load[1]
+    assert load.shape == (16,)
+    assert int(load.sum()) == batch.ids[:, 1:].numel() * config.num_experts_per_tok
+    assert learned.largest[0].shape == (4,)

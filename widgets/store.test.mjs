@@ -1,0 +1,92 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { ABOUT, fakeModel, frame } from "./_fake.test.mjs";
+import widget, { Store, TraceData } from "./store.js";
+
+test("frames in order fill the columns", () => {
+  const data = new TraceData(ABOUT);
+  assert.ok(data.accept(...frame(0, 3)) && data.accept(...frame(3, 300)));
+  assert.deepEqual([data.n, data.m, data.texts.length], [303, 303, 303]);
+  assert.deepEqual(data.top(302), [{ id: 302, text: "t302", p: 0.5 }, { id: 99, text: "?", p: 0.25 }]);
+  assert.deepEqual(data.choices(5, 1), [{ expert: 1, weight: 0.6 }, { expert: 2, weight: 0.4 }]);
+  assert.equal(data.margin(302), 0.25);
+});
+
+test("an overlapping frame adds only what is new", () => {
+  const data = new TraceData(ABOUT);
+  data.accept(...frame(0, 5));
+  data.accept(...frame(2, 6));
+  data.accept(...frame(0, 4));
+  assert.deepEqual([data.n, data.m, data.texts.length, data.topTexts.length], [8, 8, 8, 16]);
+  assert.equal(data.top(7)[0].text, "t7");
+  assert.equal(data.load.all.reduce((a, b) => a + b), 8 * 4);
+});
+
+test("a gap is refused, and the store asks for what is missing", () => {
+  const model = fakeModel(), store = new Store(model);
+  store.receive(...frame(0, 2));
+  store.receive(...frame(5, 1));
+  assert.equal(store.data.n, 2);
+  assert.deepEqual(model.sent, [{ type: "resync", epoch: 1, from: 2, routed: 2 }]);
+});
+
+test("load is counted by kind, users by expert", () => {
+  const data = new TraceData(ABOUT);
+  data.accept(...frame(0, 4, 3));
+  data.accept(...frame(4, 2, 4));
+  assert.deepEqual([data.counted.thinking, data.counted.answer], [4, 2]);
+  assert.deepEqual([...data.load.answer], [1, 2, 1, 0, 1, 2, 1, 0]);
+  assert.deepEqual([...data.users(0, 0)], [1, 0, 0, 1, 1, 0]);
+  assert.deepEqual([...data.users(-1, 0)], [0, 0, 0, 0, 0, 0]);
+});
+
+test("initialize registers, asks for everything, and keeps one store for two models", () => {
+  const first = fakeModel({ store_id: "twice" }), second = fakeModel({ store_id: "twice" });
+  widget.initialize({ model: first });
+  widget.initialize({ model: second });
+  assert.equal(first.sent[0].type, "resync");
+  assert.equal(second.sent[0].type, "resync");
+  const store = globalThis[Symbol.for("k2lab")].stores.get("twice");
+  second.emit("msg:custom", ...frame(0, 2));
+  first.emit("msg:custom", ...frame(2, 2));
+  assert.equal(store.data.n, 4);
+});
+
+test("another run begins anew; late frames of the old one are dropped", () => {
+  const model = fakeModel({ store_id: "epochs" });
+  widget.initialize({ model });
+  const store = globalThis[Symbol.for("k2lab")].stores.get("epochs");
+  store.receive(...frame(0, 3));
+  model.values.about = { ...ABOUT, experts: 8 };
+  model.set("epoch", 2);
+  assert.deepEqual([store.data.n, store.data.experts], [0, 8]);
+  store.receive(...frame(3, 3));
+  assert.equal(store.data.n, 0);
+});
+
+test("hover is seen by every view at once and goes back to what is pinned", () => {
+  const model = fakeModel({ store_id: "hover" });
+  widget.initialize({ model });
+  const store = globalThis[Symbol.for("k2lab")].stores.get("hover");
+  let told = 0;
+  store.listen(() => told++, new AbortController().signal);
+  store.pin({ layer: 1, expert: 3 });
+  store.hover({ layer: 2, expert: 0 });
+  assert.ok(told > 0);
+  assert.deepEqual([model.get("layer"), model.get("expert")], [2, 0]);
+  store.leave();
+  assert.deepEqual([model.get("layer"), model.get("expert"), model.get("playhead")], [1, 3, -1]);
+  store.pin({ layer: 1, expert: 3 });
+  assert.deepEqual(model.get("pin"), [-1, -1, -1]);
+});
+
+test("a damaged frame and a refused message are told, not thrown", () => {
+  const store = new Store(fakeModel());
+  const [header, buffers] = frame(0, 2);
+  store.receive(header, buffers.slice(1));
+  assert.match(store.notice, /Damaged/);
+  store.receive({ type: "error", found: "A step of 'x'.", expected: "token or layer." });
+  assert.match(store.notice, /A step of 'x'/);
+  store.receive(null);
+});
