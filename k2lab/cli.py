@@ -31,6 +31,8 @@ CARD_SEED = 2026  # of the unseen tasks behind CARD.md
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of the command that the arguments name."""
+    # Before torch is loaded: its waiting threads must sleep, or shared cores slow down tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parser = command_line()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not _lab:

@@ -100,8 +100,9 @@ class Lab:
         """Events of plain text continuation after `ids`: no template, no tools."""
         given = [int(i) for i in (ids.flatten().tolist() if isinstance(ids, Tensor) else ids)]
         check_ids(given, self.config.vocab_size)
-        kinds: tuple[Kind, ...] = ("user",) * len(given)
-        prompt = Prompt(tuple(given), tuple(pieces(given, self.tokenizer)), kinds)
+        kind: Kind = "user"
+        texts = tuple(pieces(given, self.tokenizer))
+        prompt = Prompt(tuple(given), texts, (kind,) * len(given))
         settings = self._settings(sampler, max_tokens, tap)
         settings = replace(settings, stop_ids=frozenset(self.config.stop_ids))
         return self._alone(

@@ -6,6 +6,7 @@ version of torch: stored results (`tests/golden/`) stay comparable.
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +53,11 @@ SMALL = replace(
     pad_token_id=511,
     max_position_embeddings=1024,
 )
+
+
+def pytest_configure() -> None:
+    """Notebooks are compared by their static pictures: a live view differs in every run."""
+    os.environ["K2LAB_STATIC"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

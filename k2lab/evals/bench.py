@@ -2,9 +2,10 @@
 
 Both read the same prompt and decode the same number of tokens greedily, one after the other in
 turns; medians are compared. k2lab is measured as it is used: events, the five likeliest tokens and
-route capture on. The peer runs the exported checkpoint in a bare loop over its forward, which is
-faster than its own `generate`, with whichever of its expert implementations, dtypes and thread
-counts a short trial finds fastest. Not here: prefill, batches, GPUs.
+route capture on. The peer runs the exported checkpoint as it is used, by its own `generate`, with
+whichever of its expert implementations, dtypes and thread counts a short trial finds fastest. The
+same peer in a bare loop over its forward, with nothing reported, is measured beside it. Not here:
+prefill, batches, GPUs.
 """
 
 import subprocess
@@ -52,6 +53,8 @@ class Decode:
     k2lab_tok_s: float
     peer_tok_s: float
     ratio: float  # k2lab / peer: above 1, k2lab is faster
+    forward_tok_s: float  # the peer's forward alone, in a loop that reports nothing
+    forward_ratio: float  # k2lab / that
     k2lab: str  # its dtype and threads
     peer: str  # version, expert implementation, dtype and threads
     capture_cost: float  # share of the time that route capture adds: on / off − 1
@@ -89,17 +92,19 @@ def decode(folder: Path, *, tokens: int = 128, repeats: int = 5) -> Decode:
     prompt = Prompt.of(segments, tokenizer)
     try:
         with _peers(folder, prompt.ids) as peers:
+            forwards = {each.name: each for each in peers[1]}
             own = _fastest(_own(model, tokenizer, prompt, capture=True))
             without = _own(model, tokenizer, prompt, capture=False)
             bare = next(each for each in without if each.threads == own.threads)
-            peer = _fastest(peers)
-            speeds: dict[str, list[float]] = {"own": [], "bare": [], "peer": []}
+            peer = _fastest(peers[0])
+            speeds: dict[str, list[float]] = {"own": [], "bare": [], "peer": [], "forward": []}
             for _ in range(repeats):
                 speed, ours = own.run(tokens)
                 speeds["own"].append(speed)
                 speeds["bare"].append(bare.run(tokens)[0])
                 speed, theirs = peer.run(tokens)
                 speeds["peer"].append(speed)
+                speeds["forward"].append(forwards[peer.name].run(tokens)[0])
     finally:
         torch.set_num_threads(before)
     medians = {name: median(each) for name, each in speeds.items()}
@@ -108,6 +113,8 @@ def decode(folder: Path, *, tokens: int = 128, repeats: int = 5) -> Decode:
         k2lab_tok_s=medians["own"],
         peer_tok_s=medians["peer"],
         ratio=medians["own"] / medians["peer"],
+        forward_tok_s=medians["forward"],
+        forward_ratio=medians["own"] / medians["forward"],
         k2lab=own.name,
         peer=peer.name,
         capture_cost=medians["bare"] / medians["own"] - 1,
@@ -152,8 +159,8 @@ def _fastest(variants: Sequence[Variant]) -> Variant:
 
 
 @contextmanager
-def _peers(folder: Path, prompt: Sequence[int]) -> Iterator[list[Variant]]:
-    """All variants of the peer on the exported checkpoint, which is removed afterwards."""
+def _peers(folder: Path, prompt: Sequence[int]) -> Iterator[tuple[list[Variant], list[Variant]]]:
+    """The peer's variants by `generate` and by forward alone; the export is removed afterwards."""
     try:
         import transformers
     except ImportError as error:
@@ -163,7 +170,8 @@ def _peers(folder: Path, prompt: Sequence[int]) -> Iterator[list[Variant]]:
             mend="Install it with `pip install k2lab[test]`.",
         ) from error
     transformers.utils.logging.disable_progress_bar()
-    variants: list[Variant] = []
+    generated: list[Variant] = []
+    forwards: list[Variant] = []
     with TemporaryDirectory(prefix="k2lab-peer-") as place:
         exported = export_transformers(folder, Path(place) / "export")
         for dtype, implementation in product((torch.float32, torch.bfloat16), IMPLEMENTATIONS):
@@ -172,12 +180,50 @@ def _peers(folder: Path, prompt: Sequence[int]) -> Iterator[list[Variant]]:
             ).eval()
             kind = f"{implementation}, {str(dtype).removeprefix('torch.')}"
             name = f"transformers {transformers.__version__}, {kind}"
-            run = _peer_decoder(model, prompt)
-            variants += [Variant(f"{name}, threads {count}", count, run) for count in THREADS]
-        yield variants
+            for variants, run in (
+                (generated, _by_generate(model, prompt)),
+                (forwards, _by_forward(model, prompt)),
+            ):
+                variants += [Variant(f"{name}, threads {count}", count, run) for count in THREADS]
+        yield generated, forwards
 
 
-def _peer_decoder(model: Any, prompt: Sequence[int]) -> Decoder:
+class _Clock:
+    """A streamer in the sense of transformers: keeps when each put happened."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """The prompt first, then each token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing more comes."""
+
+
+def _by_generate(model: Any, prompt: Sequence[int]) -> Decoder:
+    """Greedy decoding by the peer's own `generate`, over the end of the answer."""
+    model.generation_config.eos_token_id = None
+    given = torch.tensor([list(prompt)])
+
+    def run(tokens: int) -> tuple[float, list[int]]:
+        clock = _Clock()
+        count = tokens + 1  # the first follows from the prompt alone, which is not timed
+        made = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            do_sample=False,
+            max_new_tokens=count,
+            streamer=clock,
+        )
+        ids: list[int] = made[0, given.shape[1] :].tolist()
+        return clock.times[-1] - clock.times[1], ids[:tokens]
+
+    return run
+
+
+def _by_forward(model: Any, prompt: Sequence[int]) -> Decoder:
     """Greedy decoding by the peer's forward and cache, with nothing around them."""
     given = torch.tensor([list(prompt)])
 

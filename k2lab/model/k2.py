@@ -46,11 +46,19 @@ class Step:
     form: Form
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) · weight, with the mean taken in float32."""
-    wide = x.float()
-    mean = wide.square().sum(-1, keepdim=True) / x.shape[-1]  # twice as fast as .mean() on a CPU
-    return weight * (wide * torch.rsqrt(mean + eps)).type_as(x)
+class RMSNorm:
+    """x / √(mean(x²) + ε) · weight, with the mean taken in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        # Numbers are held as tensors throughout this file: on a CPU, turning a Python number into
+        # one costs more than the arithmetic on a single token (measured).
+        self.scale, self.floor = torch.tensor(size**-0.5), torch.tensor(eps**0.5)
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x normalised over its last axis."""
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        return weight * (wide / torch.hypot(length * self.scale, self.floor)).type_as(x)
 
 
 class MLA:
@@ -59,7 +67,9 @@ class MLA:
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
         self.config, self.layer, self.store = config, layer, store
         self.site = f"layers.{layer}.self_attn"
-        self.scale = softmax_scale(config)
+        self.scale = torch.tensor(softmax_scale(config))
+        self.q_a_layernorm = RMSNorm(config.q_lora_rank or 1, LATENT_NORM_EPS)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """u = W^O [o_1 … o_h] for x [b, t, d]."""
@@ -69,7 +79,7 @@ class MLA:
             if config.q_lora_rank is None:
                 q = F.linear(x, w.q_proj)
             else:
-                c_q = rms_norm(F.linear(x, w.q_a_proj), w.q_a_layernorm, LATENT_NORM_EPS)
+                c_q = self.q_a_layernorm(F.linear(x, w.q_a_proj), w.q_a_layernorm)
                 q = F.linear(c_q, w.q_b_proj)
             q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))  # [b, t, h, n+r]
             q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
@@ -77,7 +87,7 @@ class MLA:
             # Keys and values: one latent and one rotated key per token, for all heads.
             compressed = F.linear(x, w.kv_a_proj_with_mqa)  # W^{DKV} ‖ W^{KR}
             latent, k_rope = compressed.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
-            latent = rms_norm(latent, w.kv_a_layernorm, LATENT_NORM_EPS)
+            latent = self.kv_a_layernorm(latent, w.kv_a_layernorm)
             k_rope = rotate(k_rope.unsqueeze(2), step.rotation).squeeze(2)
 
             q_nope = tap(f"{site}.q_nope", q_nope)
@@ -111,12 +121,15 @@ class MLA:
         Plain products instead of einsum: one token at a time, the call itself is the cost.
         """
         w_uk, w_uv = self._up(kv_b)
-        q_latent = q_nope.transpose(1, 2) @ w_uk  # [b, h, t, c]
-        query = torch.cat([q_latent, q_rope.transpose(1, 2)], -1).flatten(1, 2)  # [b, h·t, c + r]
-        products = torch.bmm(query, memory.mT).unflatten(1, (-1, q_nope.shape[1]))  # [b, h, t, s]
-        attention = self._attend(products, step).flatten(1, 2)
-        mixed = torch.bmm(attention, memory[..., : self.config.kv_lora_rank])  # [b, h·t, c]
-        return (mixed.unflatten(1, (-1, q_nope.shape[1])) @ w_uv.mT).transpose(1, 2)
+        batch, tokens = q_nope.shape[:2]
+        q_latent = torch.bmm(q_nope.flatten(0, 1).transpose(0, 1), w_uk)  # [h, b·t, c]
+        query = torch.cat([q_latent.transpose(0, 1), q_rope.flatten(0, 1)], -1)  # [b·t, h, c + r]
+        products = torch.bmm(query.view(batch, -1, memory.shape[-1]), memory.mT)  # [b, t·h, s]
+        products = products.unflatten(1, (tokens, -1)).transpose(1, 2)  # [b, h, t, s]
+        attention = self._attend(products, step).transpose(1, 2).flatten(1, 2)  # [b, t·h, s]
+        mixed = torch.bmm(attention, memory[..., : self.config.kv_lora_rank])  # [b, t·h, c]
+        mixed = mixed.view(batch * tokens, -1, self.config.kv_lora_rank).transpose(0, 1)
+        return torch.bmm(mixed, w_uv.mT).transpose(0, 1).unflatten(0, (batch, tokens))
 
     def _up(self, kv_b: Tensor) -> tuple[Tensor, Tensor]:
         """W^{UK} [h, n, c] and W^{UV} [h, v, c]."""
@@ -138,6 +151,8 @@ class Router:
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
         self.config, self.layer, self.store = config, layer, store
         self.site = f"layers.{layer}.mlp.router"
+        self.factor = torch.tensor(config.routed_scaling_factor)
+        self.tiny = torch.tensor(1e-20)  # the reference's guard against 0 / 0
 
     def __call__(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Chosen experts and their mixing weights, [b, t, k] each; all in float32."""
@@ -152,8 +167,8 @@ class Router:
         experts = tap(f"{site}.experts", choice.topk(config.num_experts_per_tok, -1).indices)
         weights = scores.gather(-1, experts)
         if config.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return experts, tap(f"{site}.weights", weights * config.routed_scaling_factor)
+            weights = weights / (weights.sum(-1, keepdim=True) + self.tiny)
+        return experts, tap(f"{site}.weights", weights * self.factor)
 
     def _within_groups(self, choice: Tensor) -> Tensor:
         """Choice scores, −inf outside the `topk_group` best groups (sum of a group's best two)."""
@@ -203,8 +218,9 @@ class Block:
     """h = x + MLA(norm x);  y = h + FFN(norm h)."""
 
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
-        self.layer, self.store, self.eps = layer, store, config.rms_norm_eps
+        self.layer, self.store = layer, store
         self.site = f"layers.{layer}"
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = MLA(config, layer, store)
         self.mlp = MoE(config, layer, store) if config.is_moe(layer) else Dense(layer, store)
 
@@ -212,9 +228,9 @@ class Block:
         """The residual stream after this layer, [b, t, d]."""
         with self.store.dense(self.layer, "norms") as w:
             x = step.tap(f"{self.site}.input", x)
-            x = x + self.self_attn(rms_norm(x, w.input_layernorm, self.eps), step)
+            x = x + self.self_attn(self.norm(x, w.input_layernorm), step)
             x = step.tap(f"{self.site}.middle", x)
-            return x + self.mlp(rms_norm(x, w.post_attention_layernorm, self.eps), step)
+            return x + self.mlp(self.norm(x, w.post_attention_layernorm), step)
 
 
 class K2:
@@ -223,6 +239,7 @@ class K2:
     def __init__(self, config: K2Config, store: WeightStore) -> None:
         self.config, self.store = config, store
         self.rotary = Rotary(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = [Block(config, layer, store) for layer in range(config.num_hidden_layers)]
 
     def __call__(self, ids: Tensor, step: Step) -> Tensor:
@@ -242,7 +259,7 @@ class K2:
     def logits(self, x: Tensor, step: Step) -> Tensor:
         """W^{head} norm(x), [b, t, vocab]."""
         with self.store.dense(None, "norm") as w:
-            x = step.tap("norm", rms_norm(x, w.norm, self.config.rms_norm_eps))
+            x = step.tap("norm", self.norm(x, w.norm))
         with self.store.dense(None, "lm_head") as w:
             return step.tap("logits", F.linear(x, w.lm_head))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from k2lab.engine.taps import edit, untouched
 from k2lab.model.cache import LatentCache
-from k2lab.model.k2 import K2, Form, rms_norm
+from k2lab.model.k2 import K2, Form, RMSNorm
 from k2lab.spec.config import K2Config, RopeScaling
 
 Configs = Callable[..., K2Config]
@@ -199,7 +199,7 @@ def test_a_cache_of_bfloat16_decodes(tiny_config: Configs, tiny_model: Models) -
 def test_norm_takes_its_mean_in_float32() -> None:
     x = torch.full((1, 4096), 300.0, dtype=torch.bfloat16)
     x[0, 0] = 3.0
-    normed = rms_norm(x, torch.ones(4096, dtype=torch.bfloat16), 1e-6)
+    normed = RMSNorm(4096, 1e-6)(x, torch.ones(4096, dtype=torch.bfloat16))
     assert normed.dtype == torch.bfloat16
     exact = x.double() / x.double().square().mean().sqrt()
     torch.testing.assert_close(normed.double(), exact, rtol=2**-8, atol=0)
