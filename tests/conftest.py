@@ -60,6 +60,12 @@ def pytest_configure() -> None:
     os.environ["K2LAB_STATIC"] = "1"
 
 
+@pytest.fixture(autouse=True)
+def _live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests see widgets as a person does."""
+    monkeypatch.delenv("K2LAB_STATIC", raising=False)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-golden",

@@ -77,7 +77,7 @@ def converse(
     )
     chosen = 0
     for step in range(max_steps):
-        parser, last = TurnParser(tools=schemas), None
+        parser, last, ends = TurnParser(tools=schemas), None, list[int]()
         prompt = Prompt.of(segments, mind.tokenizer)
         budget = replace(settings, max_tokens=settings.max_tokens - chosen)
         for event in generate(mind.model, mind.tokenizer, prompt, cache, budget):
@@ -85,6 +85,7 @@ def converse(
                 last, chosen = event, chosen + 1
                 special = mind.tokenizer.is_special(event.id)
                 parser.feed(event.text if special else shielded(event.text))
+                ends += [event.index] * (parser.call_count - len(ends))  # where each call ended
             yield event
         turn = unshielded(parser.finish())
         for error in turn.errors:
@@ -98,9 +99,10 @@ def converse(
             yield _ended(turn, chosen, clock())
             return
         results: list[Message] = []
+        ends += [last.index] * (len(turn.calls) - len(ends))
         asked = [(f"{step}.{place}", each) for place, each in enumerate(turn.calls)]
-        for key, each in asked:
-            yield ToolAsked(key, each.id, each.name, each.arguments, last.index)
+        for (key, each), end in zip(asked, ends, strict=True):
+            yield ToolAsked(key, each.id, each.name, each.arguments, end)
         for key, each in asked:
             start = clock()
             outcome = _answer(each, by_name)

@@ -214,6 +214,10 @@ def test_parallel_calls_are_answered_in_their_order_with_keys_of_their_own(play:
     assert [event.content for event in answered] == ["2", "10", "2"]
     assert len({event.key for event in asked}) == 3
     assert [event.key for event in asked] == [event.key for event in answered]
+    # Each call points to the token that ended it, so that a view can tell them apart.
+    end = play.tokenizer.special("<|tool_call_end|>")
+    ends = [event.index for event in only(events, TokenChosen) if event.id == end]
+    assert [event.index for event in asked] == ends
     text = play.results()
     assert text.count("## Return of functions.add:0") == 2
     assert text.index("functions.add:0\n2") < text.index("functions.add:1\n10")

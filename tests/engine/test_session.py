@@ -1,6 +1,7 @@
 """Runs in a worker thread: stop, pause, step, failure, one at a time."""
 
 import _thread
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,11 +242,14 @@ def test_the_engine_is_free_as_soon_as_wait_returns() -> None:
 def test_an_interrupt_of_waiting_stops_the_run(stage: Stage) -> None:
     stage.control.pause()
     run = stage.start()
+    # A program started in the background ignores interrupts until it says otherwise.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.1, _thread.interrupt_main)
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         run.wait(PATIENCE)
     timer.join()
+    signal.signal(signal.SIGINT, before)
     run.wait(PATIENCE)
     assert run.state == "stopped"
 
