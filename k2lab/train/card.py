@@ -68,6 +68,7 @@ stopped.
   {plan.decay:.0%} of {plan.steps:,} steps; QK-clip at {plan.tau:g}.
 - Balance: selection bias ± {plan.balance_rate} per step.
 - INT4: experts are seen quantised during the decay, and exported with the same rule.
+- Sittings: {_sittings(training.plans)}.
 - {last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))} of computing,
   {last.tokens / last.seconds:,.0f} tokens/s.
 
@@ -78,6 +79,12 @@ stopped.
             f"| {entry.step:,} | {entry.tokens:,} | {entry.loss:.4f} | {entry.load:.2f} "
             f"| {entry.largest_logit:.1f} |"
         )
+
+
+def _sittings(plans: list[tuple[int, int]]) -> str:
+    """Where each sitting began, and how many steps were planned then: the schedule follows it."""
+    told = [f"from step {step:,} planned for {steps:,} steps" for step, steps in plans]
+    return "; ".join(told)
 
 
 def _able(report: Report) -> Iterator[str]:

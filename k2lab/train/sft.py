@@ -32,7 +32,7 @@ class Plan:
     """The hyperparameters of one run."""
 
     seed: int = 1
-    steps: int = 2000
+    steps: int = 1800
     batch_tokens: int = 2048  # of one forward
     batches_per_step: int = 2  # gradients added up before an update: mixes lengths, so families
     muon_rate: float = 0.005
@@ -83,11 +83,14 @@ class Training:
         self.tokens = 0
         self.seconds = 0.0
         self.history: list[Progress] = []
+        self.plans: list[tuple[int, int]] = []  # (step, planned steps) at the start of each sitting
         self._place = (0, 0)  # pool, and batches of it already used
 
     def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
         """Train to the plan's last step, saving to `folder` every few minutes."""
         data = self._data()
+        if self.step < self.plan.steps:
+            self.plans.append((self.step, self.plan.steps))
         saved = time.perf_counter()
         losses: list[float] = []
         clipped = 0
@@ -119,6 +122,7 @@ class Training:
             "adam": self.adam.state_dict(),
             "counters": (self.step, self.tokens, self.seconds, *self._place),
             "history": [asdict(entry) for entry in self.history],
+            "plans": self.plans,
         }
         torch.save(state, folder / "training.pt.part")
         (folder / "training.pt.part").replace(folder / "training.pt")
@@ -140,6 +144,7 @@ class Training:
         self.step, self.tokens, self.seconds, *place = state["counters"]
         self._place = (place[0], place[1])
         self.history = [Progress(**entry) for entry in state["history"]]
+        self.plans = [(step, steps) for step, steps in state["plans"]]
         return True
 
     def _data(self) -> Iterator[Batch]:
