@@ -110,8 +110,7 @@ def describe(
     """Log-probability of the choice, entropy (nats), and the likeliest alternatives."""
     logs = logits.log_softmax(-1)
     probabilities = logs.exp()
-    # −∞ logits have probability 0; 0 · −∞ would be nan, and their share of the entropy is 0.
-    entropy = -(probabilities * logs.clamp(min=-1e9)).sum()
+    entropy = torch.special.entr(probabilities).sum()  # −p ln p, 0 where p is 0
     values, ids = probabilities.topk(min(ALTERNATIVES, logits.shape[-1]))
     top = zip(ids.tolist(), values.tolist(), strict=True)
     named = tuple((i, tokenizer.piece(i), p) for i, p in top)

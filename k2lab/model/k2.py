@@ -193,7 +193,7 @@ class MoE:
         flat_x, flat_experts = x.flatten(0, 1), experts.flatten(0, 1)
         batch = self.store.experts(self.layer, flat_experts)
         with self.store.dense(self.layer, "mlp.shared_experts") as w:
-            shared = swiglu(x, w.gate_proj, w.up_proj, w.down_proj)
+            shared = swiglu(flat_x, w.gate_proj, w.up_proj, w.down_proj).view_as(x)
         shared = step.tap(f"{self.site}.shared_experts.output", shared)
         rows = batch.rows(flat_x).unflatten(0, x.shape[:2])  # [b, t, k, d]
         rows = step.tap(f"{self.site}.experts.rows", rows)
@@ -271,16 +271,15 @@ class K2:
         if cache is not None:
             cache.room_for(tokens)
             start = cache.length
-        device = self.device
-        positions = torch.arange(start, start + tokens, device=device)
+        stop, device = start + tokens, self.device
         mask = None
         if tokens > 1:  # one token may look at everything that is remembered
-            sources = torch.arange(start + tokens, device=device)
-            hidden = sources[None, :] > positions[:, None]
+            positions = torch.arange(start, stop, device=device)
+            hidden = torch.arange(stop, device=device)[None, :] > positions[:, None]
             mask = torch.zeros(hidden.shape, device=device).masked_fill(hidden, float("-inf"))
         # One new token is cheaper absorbed: reading s latents beats expanding them to h heads.
         form = form or ("absorbed" if tokens == 1 else "expanded")
-        return Step(self.rotary(positions), mask, cache, tap, form)
+        return Step(self.rotary(start, stop, device), mask, cache, tap, form)
 
     @property
     def device(self) -> torch.device:

@@ -46,18 +46,24 @@ def softmax_scale(config: K2Config) -> float:
 
 
 class Rotary:
-    """Gives the rotation of each position: e^{i p ω} times YaRN's magnitude."""
+    """Gives the rotation of each position, e^{i p ω} times YaRN's magnitude, from a table."""
 
     def __init__(self, config: K2Config) -> None:
         self._frequencies = frequencies(config)
         self._magnitude = rotation_magnitude(config)
+        self._table = self._rotations(0, torch.device("cpu"))
 
-    def __call__(self, positions: Tensor) -> Tensor:
-        """Complex64 [token, rope / 2] for positions [token]."""
-        if self._frequencies.device != positions.device:
-            self._frequencies = self._frequencies.to(positions.device)
-        angles = positions.float()[:, None] * self._frequencies
-        return torch.polar(torch.full_like(angles, self._magnitude), angles)
+    def __call__(self, start: int, stop: int, device: torch.device) -> Tensor:
+        """Complex64 [token, rope / 2] for the positions start … stop − 1."""
+        if self._table.shape[0] < stop or self._table.device != device:
+            self._table = self._rotations(max(stop, 2 * self._table.shape[0]), device)
+        return self._table[start:stop]
+
+    @torch.inference_mode(mode=False)  # the table outlives the run that made it
+    def _rotations(self, count: int, device: torch.device) -> Tensor:
+        positions = torch.arange(count, dtype=torch.float32)
+        angles = positions[:, None] * self._frequencies
+        return torch.polar(torch.full_like(angles, self._magnitude), angles).to(device)
 
 
 def rotation_magnitude(config: K2Config) -> float:

@@ -10,6 +10,8 @@ import torch
 from k2lab.spec.config import K2_NANO, K2_THINKING, K2Config, RopeScaling
 from k2lab.tensors.rope import Rotary, frequencies, rotate, softmax_scale
 
+CPU = torch.device("cpu")
+
 assert K2_THINKING.rope_scaling is not None
 FACTOR_32 = replace(K2_THINKING, rope_scaling=replace(K2_THINKING.rope_scaling, factor=32.0))
 DEEPSEEK = replace(
@@ -64,8 +66,8 @@ def test_only_the_distance_of_two_tokens_counts(config: K2Config) -> None:
     query, key = torch.randn(2, 1, 1, size, generator=generator)
     products = [
         (
-            rotate(query, rope(torch.tensor([start + 5])))
-            * rotate(key, rope(torch.tensor([start])))
+            rotate(query, rope(start + 5, start + 6, CPU))
+            * rotate(key, rope(start, start + 1, CPU))
         ).sum()
         for start in (0, 1, 100, 1000)
     ]
@@ -75,7 +77,7 @@ def test_only_the_distance_of_two_tokens_counts(config: K2Config) -> None:
 def test_position_zero_turns_nothing_and_turning_keeps_length() -> None:
     rope = Rotary(K2_NANO)
     x = torch.arange(2 * 3 * 32.0).reshape(2, 3, 32)  # token, head, rope
-    turned = rotate(x, rope(torch.tensor([0, 9])))
+    turned = rotate(x, torch.cat([rope(0, 1, CPU), rope(9, 10, CPU)]))
     assert torch.equal(turned[0], x[0])
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert not torch.allclose(turned[1], x[1])
@@ -85,7 +87,7 @@ def test_pairs_are_neighbours() -> None:
     rope = Rotary(K2_NANO)
     x = torch.zeros(1, 1, 32)
     x[0, 0, 4] = 1.0  # real part of pair 2
-    turned = rotate(x, rope(torch.tensor([7])))[0, 0]
+    turned = rotate(x, rope(7, 8, CPU))[0, 0]
     angle = 7 * 10000 ** (-4 / 32)
     expected = torch.tensor([math.cos(angle), math.sin(angle)])
     torch.testing.assert_close(turned[4:6], expected)
@@ -94,7 +96,7 @@ def test_pairs_are_neighbours() -> None:
 
 def test_angles_of_far_positions_are_taken_in_float32() -> None:
     rope = Rotary(K2_THINKING)
-    far = rope(torch.tensor([262_143]))
+    far = rope(262_143, 262_144, CPU)
     assert far.dtype == torch.complex64
     exact = 262_143 * frequencies(K2_THINKING).double()
     torch.testing.assert_close(
@@ -102,13 +104,21 @@ def test_angles_of_far_positions_are_taken_in_float32() -> None:
     )
 
 
+def test_a_growing_table_keeps_its_values() -> None:
+    rope = Rotary(K2_NANO)
+    first = rope(0, 5, CPU).clone()
+    rope(5, 400, CPU)
+    assert torch.equal(rope(0, 5, CPU), first)
+    assert torch.equal(rope(3, 9, CPU), Rotary(K2_NANO)(3, 9, CPU))
+
+
 def test_bfloat16_stays_bfloat16(tiny_config: Callable[..., K2Config]) -> None:
     config = tiny_config()
     x = torch.ones(1, 1, config.qk_rope_head_dim, dtype=torch.bfloat16)
-    assert rotate(x, Rotary(config)(torch.tensor([3]))).dtype == torch.bfloat16
+    assert rotate(x, Rotary(config)(3, 4, CPU)).dtype == torch.bfloat16
 
 
 def test_a_slice_at_an_odd_place_can_be_turned() -> None:
     x = torch.arange(2 * 3 * 39.0).reshape(2, 3, 39)[..., 7:]  # strides and offset are odd
-    rotation = Rotary(K2_NANO)(torch.tensor([4, 5]))
+    rotation = Rotary(K2_NANO)(4, 6, CPU)
     assert torch.equal(rotate(x, rotation), rotate(x.clone(), rotation))
