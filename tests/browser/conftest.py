@@ -60,6 +60,10 @@ class Person:
         """Give JupyterLab a command; returns at once, while the command goes on."""
         self.page.evaluate("name => { window.jupyterapp.commands.execute(name); }", name)
 
+    def save(self) -> None:
+        """Save the notebook; returns when that is done."""
+        self.page.evaluate("async () => { await jupyterapp.commands.execute('docmanager:save'); }")
+
     def theme(self, scheme: str) -> None:
         """`light` or `dark`."""
         self.page.emulate_media(color_scheme=scheme)
@@ -75,11 +79,6 @@ class Person:
     def state(self) -> str:
         """The run's state as the first status line tells it."""
         return str(self.page.locator(".k2-state").first.text_content())
-
-    def tokens(self) -> int:
-        """Tokens of the model in view."""
-        said = ".k2-thinking .k2-token, .k2-answer .k2-token, .k2-call .k2-token"
-        return int(self.page.locator(said).count())
 
 
 @pytest.fixture(scope="session")
