@@ -197,7 +197,7 @@ def test_all_208215_tensors_of_k2_thinking_open_and_check_in_seconds(tmp_path: P
     start = time.perf_counter()
     shards = Shards(tmp_path)
     check(shards, K2_THINKING)
-    assert time.perf_counter() - start < 30  # 3 s on an idle core
+    assert time.perf_counter() - start < 30  # room for shared cores
     assert len(shards.keys) == 208_215
     assert shards.bytes_total == 594_205_904_896
     last = "model.layers.60.mlp.experts.383.down_proj.weight_packed"

@@ -26,7 +26,7 @@ def watch(site: str, value: torch.Tensor) -> torch.Tensor:
 def test_all_of_k2_thinking_is_built_in_seconds_with_its_exact_counts() -> None:
     start = time.perf_counter()
     store = Meta(K2_THINKING)
-    assert time.perf_counter() - start < 20  # under 2 s on an idle core
+    assert time.perf_counter() - start < 20  # room for shared cores
     assert store.parameters == 1_026_408_232_448
     assert store.nbytes == 594_205_904_896
 
