@@ -6,9 +6,11 @@ exact continuation needs, data order included; a killed run goes on from it.
 """
 
 import json
+import math
+import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ class Plan:
     decay: float = 0.4  # share of the steps in which the rates fall to 2 %
     balance_rate: float = 0.003  # of the selection bias, per step
     tau: float = 100.0  # largest attention logit before QK-clip acts
+    reach: int = 0  # positions that a conversation may be spread over; 0: it stands in one piece
     save_seconds: float = 240.0
 
     def rate(self, step: int) -> float:
@@ -147,6 +150,10 @@ class Training:
         self.plans = [(step, steps) for step, steps in state["plans"]]
         return True
 
+    def first_pool(self) -> None:
+        """Begin the data anew, from its first pool."""
+        self._place = (0, 0)
+
     def _data(self) -> Iterator[Batch]:
         """Batches from the saved place on."""
         pool, used = self._place
@@ -164,7 +171,11 @@ class Training:
         self.store.quantised = plan.quantised(self.step)
         parts = list(islice(data, plan.batches_per_step))
         said = sum(int(part.said[:, 1:].sum()) for part in parts)
-        learned = [self._learn(part, said) for part in parts]
+        gaps = random.Random(f"{plan.seed} {self.step}")
+        learned = [
+            self._learn(part, said, spread(part.ids.shape[1] - 1, plan.reach, gaps))
+            for part in parts
+        ]
         for parameter, *gradients in zip(
             self.store.parameters.values(), *(each.gradients for each in learned), strict=True
         ):
@@ -190,11 +201,14 @@ class Training:
         peak = max(float(each.max()) for each in largest.values())
         return sum(each.loss for each in learned), load, peak, clips
 
-    def _learn(self, batch: Batch, said: int) -> "Learned":
+    def _learn(self, batch: Batch, said: int, places: Tensor | None = None) -> "Learned":
         """One batch's share of the step's loss (a mean over `said` tokens), and its gradients."""
         learned = Learned()
         inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]
         step = self.model.step(inputs.shape[1], cache=None, tap=learned.tap)
+        if places is not None:
+            table = self.model.rotary(0, int(places[-1]) + 1, self.model.device)
+            step = replace(step, rotation=table[places])
         logits = self.model.logits(self.model.hidden(inputs, step)[mask], step)
         loss = F.cross_entropy(logits, targets[mask], reduction="sum") / said
         learned.gradients = torch.autograd.grad(loss, list(self.store.parameters.values()))
@@ -221,6 +235,20 @@ class Learned:
         elif site.endswith("router.experts"):
             self.load[_layer(site)] = torch.bincount(value.flatten(), minlength=self._experts)
         return value
+
+
+def spread(tokens: int, reach: int, gaps: random.Random) -> Tensor | None:
+    """A position for each token, with up to two gaps; None where they stand in one piece.
+
+    Gaps let a short conversation show the distances of a long one (PoSE, arXiv 2309.10400). Their
+    size is drawn evenly on a logarithmic scale, so that near distances stay the most frequent.
+    """
+    places = torch.arange(tokens)
+    count = gaps.choice((0, 0, 1, 2)) if reach > tokens else 0
+    for _ in range(count):
+        room = max(1, reach - 1 - int(places[-1]))
+        places[gaps.randrange(tokens) :] += int(math.exp(gaps.uniform(0, math.log(room))))
+    return places if count else None
 
 
 def _layer(site: str) -> int:

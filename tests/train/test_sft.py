@@ -1,7 +1,9 @@
 """Fine-tuning: the loss falls, a killed run goes on exactly, experts become INT4 in the decay."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -153,9 +155,9 @@ def test_experts_are_int4_in_the_decay(
     seen: list[bool] = []
     learn = training._learn
 
-    def look(batch: Batch, said: int) -> object:
+    def look(batch: Batch, said: int, places: Tensor | None) -> object:
         seen.append(training.store.quantised)
-        return learn(batch, said)
+        return learn(batch, said, places)
 
     monkeypatch.setattr(training, "_learn", look)
     training.run(tmp_path, nothing)
@@ -208,3 +210,26 @@ def test_load_counts_tokens_per_expert(config: K2Config, tiny_tokenizer: Tokeniz
     assert load.shape == (16,)
     assert int(load.sum()) == batch.ids[:, 1:].numel() * config.num_experts_per_tok
     assert learned.largest[0].shape == (4,)
+
+
+def test_spread_positions_keep_their_order_and_their_room() -> None:
+    spread = [sft.spread(50, 4000, random.Random(seed)) for seed in range(200)]
+    gapped = [places.tolist() for places in spread if places is not None]
+    assert 50 < len(gapped) < 150  # about half stand in one piece
+    for places in gapped:
+        assert len(places) == 50
+        assert all(low < high for low, high in pairwise(places))
+        assert places[-1] < 4000
+    assert max(places[-1] for places in gapped) > 2000
+    assert sft.spread(50, 0, random.Random(1)) is None
+
+
+def test_spreading_changes_what_is_learned_and_nothing_when_off(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, steps=3)
+    off = trained(config, tiny_tokenizer, plan, tmp_path / "off")
+    again = trained(config, tiny_tokenizer, plan, tmp_path / "again")
+    far = trained(config, tiny_tokenizer, replace(plan, reach=4000), tmp_path / "far")
+    assert same(off, again)
+    assert not same(off, far)
