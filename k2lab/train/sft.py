@@ -67,6 +67,8 @@ class Progress:
     load: float  # largest max/mean expert load in the last step
     largest_logit: float
     clipped: int  # heads clipped since the last report
+    heads: tuple[tuple[float, ...], ...] = ()  # largest logit by layer and head; () in old records
+    loads: tuple[float, ...] = ()  # max/mean expert load by MoE layer; () in old records
 
 
 class Training:
@@ -99,21 +101,34 @@ class Training:
         clipped = 0
         while self.step < self.plan.steps:
             began = time.perf_counter()
-            loss, load, largest, clips = self._update(data)
+            done = self._update(data)
             self.seconds += time.perf_counter() - began
-            losses.append(loss)
-            clipped += clips
+            losses.append(done.loss)
+            clipped += done.clipped
             if self.step % LOG == 0 or self.step == self.plan.steps:
                 mean = sum(losses) / len(losses)
-                self.history.append(
-                    Progress(self.step, mean, self.seconds, self.tokens, load, largest, clipped)
-                )
+                self.history.append(self._progress(done, mean, clipped))
                 report(self.history[-1])
                 losses, clipped = [], 0
             if time.perf_counter() - saved > self.plan.save_seconds:
                 self.save(folder)
                 saved = time.perf_counter()
         self.save(folder)
+
+    def _progress(self, last: "Update", loss: float, clipped: int) -> Progress:
+        heads = tuple(tuple(map(float, logits)) for _, logits in sorted(last.largest.items()))
+        largest = max(max(layer) for layer in heads)
+        return Progress(
+            self.step,
+            loss,
+            self.seconds,
+            self.tokens,
+            max(last.loads),
+            largest,
+            clipped,
+            heads,
+            last.loads,
+        )
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; the old one stays until the new one is complete."""
@@ -165,8 +180,8 @@ class Training:
             self._place = (index, self._place[1] + 1 if index == self._place[0] else 1)
             yield batch
 
-    def _update(self, data: Iterator[Batch]) -> tuple[float, float, float, int]:
-        """One step: loss, largest max/mean load, largest logit, clipped heads."""
+    def _update(self, data: Iterator[Batch]) -> "Update":
+        """One step."""
         plan = self.plan
         self.store.quantised = plan.quantised(self.step)
         parts = list(islice(data, plan.batches_per_step))
@@ -195,11 +210,10 @@ class Training:
             layer: torch.stack([each.load[layer] for each in learned]).sum(0)
             for layer in self.config.moe_layers
         }
-        load = self.store.balance(loads, plan.balance_rate * min(1.0, factor * 2))
+        even = self.store.balance(loads, plan.balance_rate * min(1.0, factor * 2))
         self.step += 1
         self.tokens += sum(part.tokens for part in parts)
-        peak = max(float(each.max()) for each in largest.values())
-        return sum(each.loss for each in learned), load, peak, clips
+        return Update(sum(each.loss for each in learned), even, largest, clips)
 
     def _learn(self, batch: Batch, said: int, places: Tensor | None = None) -> "Learned":
         """One batch's share of the step's loss (a mean over `said` tokens), and its gradients."""
@@ -214,6 +228,16 @@ class Training:
         learned.gradients = torch.autograd.grad(loss, list(self.store.parameters.values()))
         learned.loss = loss.item()
         return learned
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one step did."""
+
+    loss: float
+    loads: tuple[float, ...]  # max/mean expert load by MoE layer
+    largest: dict[int, Tensor]  # attention logit per head [head], by layer
+    clipped: int
 
 
 class Learned:

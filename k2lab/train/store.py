@@ -66,18 +66,18 @@ class Trainable:
         """Nothing moves."""
         return Ledger()
 
-    def balance(self, load: Mapping[int, Tensor], rate: float) -> float:
-        """Move each selection bias by ± rate towards even load; the largest max/mean load.
+    def balance(self, load: Mapping[int, Tensor], rate: float) -> tuple[float, ...]:
+        """Move each selection bias by ± rate towards even load; max/mean load by layer before it.
 
         `load` counts tokens per expert [expert] of each MoE layer. Aux-loss-free balancing as in
         DeepSeek-V3 (arXiv 2412.19437, section 2.1.2).
         """
-        worst = 1.0
+        found = []
         for layer, counts in load.items():
             mean = counts.float().mean()
-            worst = max(worst, float(counts.max() / mean))
+            found.append(float(counts.max() / mean))
             self.biases[layer] += rate * torch.sign(mean - counts)
-        return worst
+        return tuple(found)
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint's tensors: bfloat16, selection bias float32, routed experts INT4."""

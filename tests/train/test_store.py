@@ -106,7 +106,7 @@ def test_balance_moves_the_bias_towards_even_load(config: K2Config) -> None:
     load = torch.full((16,), 10)
     load[3], load[7] = 26, 2
     load[0] = 2
-    worst = store.balance({1: load}, 0.01)
+    (worst,) = store.balance({1: load}, 0.01)
     mean = float(load.float().mean())
     assert worst == pytest.approx(26 / mean)
     expected = 0.01 * torch.sign(mean - load.float())
