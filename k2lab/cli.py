@@ -169,13 +169,13 @@ def _finish(training: "Training", options: Options) -> None:
     import k2lab
     from k2lab.evals.microworld import microworld
     from k2lab.model.export import write_checkpoint
-    from k2lab.train.card import card
+    from k2lab.train.card import write_card
 
     training.tokenizer.save(options.out)
     write_checkpoint(options.out, training.config, training.store.export())
     measured = microworld(k2lab.load(options.out), options.eval, CARD_SEED)
     _show(measured, options)
-    (options.out / "CARD.md").write_text(card(training, measured, options.out))
+    write_card(training, measured, options.out)
 
 
 def _export(options: Options) -> int:

@@ -1,17 +1,57 @@
-"""CARD.md of K2-nano: what it is, how it was made, what it can do, in measured figures only."""
+"""CARD.md of K2-nano: what it is, how it was made, what it can do, in measured figures only.
 
+Beside it lie `training.json`, the whole record of the training, and `training.svg`, its picture.
+"""
+
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+from k2lab.errors import MissingError
 from k2lab.evals.microworld import Report
-from k2lab.model.export import sha256
+from k2lab.model.export import sha256, write_sums
 from k2lab.spec.costs import parameters
 from k2lab.tensors.shards import SINGLE
 from k2lab.train.nano import VOCABULARY_SEED, VOCABULARY_TASKS
 from k2lab.train.sft import Progress, Training
 
+CARD, RECORD, PICTURE = "CARD.md", "training.json", "training.svg"
 ROWS = 12  # of the loss table
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a training leaves behind for its reader."""
+
+    sittings: list[dict[str, Any]]  # plan, and step at the start, of each
+    notes: list[str]
+    history: list[Progress]
+
+
+def record(folder: Path) -> Record:
+    """The record beside the weights of a model that this package trained."""
+    path = folder / RECORD
+    if not path.exists():
+        raise MissingError(
+            f"There is no {RECORD} in {folder}.",
+            expected="the folder of a model that `k2lab train --out` wrote.",
+            mend="Use K2-nano's folder, or train a model.",
+        )
+    held = json.loads(path.read_text(encoding="utf-8"))
+    history = [Progress(**entry) for entry in held["history"]]
+    return Record(held["sittings"], held["notes"], history)
+
+
+def write_card(training: Training, report: Report, folder: Path) -> None:
+    """Write card, record and picture beside the finished model in `folder`."""
+    kept = Record(training.sittings, training.notes, training.history)
+    (folder / RECORD).write_text(json.dumps(asdict(kept)) + "\n", encoding="utf-8")
+    _draw(training.history, report, folder / PICTURE)
+    (folder / CARD).write_text(card(training, report, folder), encoding="utf-8")
+    write_sums(folder)
 
 
 def card(training: Training, report: Report, folder: Path) -> str:
@@ -68,9 +108,12 @@ stopped.
   {plan.decay:.0%} of {plan.steps:,} steps; QK-clip at {plan.tau:g}.
 - Balance: selection bias ± {plan.balance_rate} per step.
 - INT4: experts are seen quantised during the decay, and exported with the same rule.
-- Sittings: {_sittings(training.plans)}.
+- Sittings: {_sittings(training.sittings)}.
 - {last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))} of computing,
   {last.tokens / last.seconds:,.0f} tokens/s.
+
+{"".join(f"- {note}{chr(10)}" for note in training.notes)}
+![Loss, attention logit, expert load and accuracy]({PICTURE})
 
 | step | tokens | loss (nats per token) | max/mean expert load | largest attention logit |
 |---:|---:|---:|---:|---:|"""
@@ -81,9 +124,9 @@ stopped.
         )
 
 
-def _sittings(plans: list[tuple[int, int]]) -> str:
+def _sittings(sittings: list[dict[str, Any]]) -> str:
     """Where each sitting began, and how many steps were planned then: the schedule follows it."""
-    told = [f"from step {step:,} planned for {steps:,} steps" for step, steps in plans]
+    told = [f"from step {each['step']:,} planned for {each['steps']:,} steps" for each in sittings]
     return "; ".join(told)
 
 
@@ -116,3 +159,31 @@ def _spread(history: list[Progress]) -> list[Progress]:
     stride = max(1, (len(history) - 1) // (ROWS - 1))
     chosen = history[::stride]
     return chosen if chosen[-1] is history[-1] else [*chosen, history[-1]]
+
+
+def _draw(history: list[Progress], report: Report, path: Path) -> None:
+    """Four panels: loss, largest logit, expert load over steps; accuracy with its intervals."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "k2lab"  # the same picture gives the same file
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    (loss, logit), (load, able) = figure.subplots(2, 2)
+    steps = [entry.step for entry in history]
+    loss.semilogy(steps, [entry.loss for entry in history])
+    loss.set(title="loss, nats per token", xlabel="step")
+    logit.plot(steps, [entry.largest_logit for entry in history], "C1")
+    logit.set(title="largest attention logit", xlabel="step")
+    load.plot(steps, [entry.load for entry in history], "C2")
+    load.set(title="busiest expert / fair share, worst layer", xlabel="step")
+    shares = report.families
+    middle = [share.accuracy for share in shares.values()]
+    below = [share.accuracy - share.low for share in shares.values()]
+    above = [share.high - share.accuracy for share in shares.values()]
+    able.errorbar(middle, range(len(shares)), xerr=(below, above), fmt="o", capsize=2)
+    able.set_yticks(range(len(shares)), list(shares))
+    able.invert_yaxis()
+    able.set(
+        title=f"right answers, {report.overall.n} unseen tasks, 95 % intervals", xlim=(0, 1.02)
+    )
+    figure.savefig(path, metadata={"Date": None})

@@ -88,14 +88,15 @@ class Training:
         self.tokens = 0
         self.seconds = 0.0
         self.history: list[Progress] = []
-        self.plans: list[tuple[int, int]] = []  # (step, planned steps) at the start of each sitting
+        self.sittings: list[dict[str, Any]] = []  # plan, and step at the start, of each
+        self.notes: list[str] = []  # what a reader of the card must know besides
         self._place = (0, 0)  # pool, and batches of it already used
 
     def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
         """Train to the plan's last step, saving to `folder` every few minutes."""
         data = self._data()
         if self.step < self.plan.steps:
-            self.plans.append((self.step, self.plan.steps))
+            self.sittings.append({"step": self.step, **asdict(self.plan)})
         saved = time.perf_counter()
         losses: list[float] = []
         clipped = 0
@@ -140,7 +141,8 @@ class Training:
             "adam": self.adam.state_dict(),
             "counters": (self.step, self.tokens, self.seconds, *self._place),
             "history": [asdict(entry) for entry in self.history],
-            "plans": self.plans,
+            "sittings": self.sittings,
+            "notes": self.notes,
         }
         torch.save(state, folder / "training.pt.part")
         (folder / "training.pt.part").replace(folder / "training.pt")
@@ -162,7 +164,7 @@ class Training:
         self.step, self.tokens, self.seconds, *place = state["counters"]
         self._place = (place[0], place[1])
         self.history = [Progress(**entry) for entry in state["history"]]
-        self.plans = [(step, steps) for step, steps in state["plans"]]
+        self.sittings, self.notes = state["sittings"], state["notes"]
         return True
 
     def first_pool(self) -> None:

@@ -29,6 +29,10 @@ def transplant(training: Training, work: Path) -> None:
             for rows in (parameter, state["exp_avg"], state["exp_avg_sq"]):
                 rows.copy_(_moved(rows, spellings))
     training.first_pool()  # the data is another: its order begins anew
+    training.notes.append(
+        f"At step {training.step:,} the microworld was worded anew and the vocabulary learned "
+        "again; tokens of both vocabularies kept their rows."
+    )
 
 
 def _spellings(new: Tokenizer, old: Tokenizer) -> list[list[int]]:

@@ -1,0 +1,69 @@
+"""The card: what was measured stands in it, and its record reads back as it was written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from k2lab.errors import MissingError
+from k2lab.evals.microworld import Report
+from k2lab.evals.stats import share
+from k2lab.model.export import SUMS, write_checkpoint
+from k2lab.spec.config import K2_NANO, K2Config
+from k2lab.text.tokenizer import Tokenizer
+from k2lab.train import data
+from k2lab.train.card import CARD, PICTURE, record, write_card
+from k2lab.train.sft import Plan, Training
+
+REPORT = Report(7, share(9, 12), {"sum": share(3, 6), "queue": share(6, 6)}, share(11, 11), 400)
+
+
+@pytest.fixture
+def written(
+    tiny_config: Callable[..., K2Config],
+    tiny_tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[Training, Path]:
+    monkeypatch.setattr(data, "POOL", 16)
+    config = tiny_config(
+        num_hidden_layers=2,
+        quantization_config=K2_NANO.quantization_config,
+        dtype="bfloat16",
+        max_position_embeddings=4096,
+    )
+    plan = Plan(seed=3, steps=2, batch_tokens=800, batches_per_step=1, warmup=1)
+    training = Training(config, tiny_tokenizer, plan)
+    training.run(tmp_path / "work", lambda progress: None)
+    training.notes.append("A note for the reader.")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    write_checkpoint(folder, config, training.store.export())
+    write_card(training, REPORT, folder)
+    return training, folder
+
+
+def test_the_record_reads_back(written: tuple[Training, Path]) -> None:
+    training, folder = written
+    kept = record(folder)
+    assert kept.notes == training.notes
+    assert kept.sittings == training.sittings
+    assert [entry.loss for entry in kept.history] == [entry.loss for entry in training.history]
+    assert len(kept.history[-1].heads) == training.config.num_hidden_layers
+
+
+def test_the_card_says_what_was_measured(written: tuple[Training, Path]) -> None:
+    training, folder = written
+    text = (folder / CARD).read_text()
+    assert "| **overall** | 75.0% | 12 |" in text
+    assert "| sum | 50.0% | 6 |" in text
+    assert "A note for the reader." in text
+    assert f"{training.history[-1].tokens:,} tokens" in text
+    assert (folder / PICTURE).read_text().startswith("<?xml")
+    sums = (folder / SUMS).read_text()
+    assert all(name in sums for name in (CARD, PICTURE, "training.json", "model.safetensors"))
+
+
+def test_a_folder_without_a_record_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no training"):
+        record(tmp_path)
