@@ -142,6 +142,14 @@ def _bench_decode(options: Options) -> int:
     return DONE
 
 
+def _bench_train(options: Options) -> int:
+    from k2lab.paths import asset
+    from k2lab.train.bench import speed
+
+    _show(speed(options.model or asset("k2-nano"), steps=options.steps), options)
+    return DONE
+
+
 def _train(options: Options) -> int:
     from k2lab.train.nano import train
     from k2lab.train.sft import Plan, Progress
@@ -276,6 +284,11 @@ def command_line() -> argparse.ArgumentParser:
     decode.add_argument("--repeats", type=_positive, default=5, help="default: 5")
     add_model(decode)
     add_json(decode)
+
+    training = add("train", _bench_train, "training speed beside transformers", to=benches)
+    training.add_argument("--steps", type=_positive, default=6, help="timed (default: 6)")
+    add_model(training, "a folder with shape and tokenizer (default: K2-nano)")
+    add_json(training)
 
     train = add("train", _train, "train K2-nano from nothing, or go on where it stopped")
     train.add_argument("--steps", type=_positive, help="default: those of the plan")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from k2lab.text.template import Segment, render
 from k2lab.text.tokenizer import Tokenizer
-from k2lab.world.tasks import Task, generate
+from k2lab.world.tasks import TRAINING_MIX, Task, generate
+from k2lab.world.teacher import Message, turns
 
 POOL = 2048  # conversations sorted by length together
 STRIDE = 1_000_003  # keeps the task seeds of neighbouring pools apart
@@ -21,7 +22,7 @@ STRIDE = 1_000_003  # keeps the task seeds of neighbouring pools apart
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One conversation; `said[i]` is True where token i was the model's own to choose."""
+    """A conversation up to an answer; `said[i]` is True where token i is the model's to learn."""
 
     ids: tuple[int, ...]
     said: tuple[bool, ...]
@@ -41,12 +42,35 @@ class Batch:
 
 
 def segments(task: Task) -> list[Segment]:
-    """The conversation as the model would live it: each turn with its thinking.
+    """The conversation as the model would live its last turn: what came before, then its thinking.
 
-    The last turn is written out here, because the template drops thinking once an answer exists,
-    and what is learned must be what is generated.
+    The final message is written out here, because the template drops thinking once an answer
+    exists, and what is learned must be what is generated.
     """
-    *before, last = task.messages
+    return _lived(task.messages)
+
+
+def document(task: Task, tokenizer: Tokenizer) -> Document:
+    """Ids and mask of one task's conversation, up to its end."""
+    return _document(task.messages, tokenizer)
+
+
+def documents(task: Task, tokenizer: Tokenizer) -> list[Document]:
+    """A document for each time the user speaks, with the model's words up to its next answer.
+
+    The thinking before an earlier answer is gone in the later turns, so each turn is learned in
+    the document that ends with it.
+    """
+    said: list[Message] = []
+    made = []
+    for turn in turns(task.messages):
+        said += turn
+        made.append(_document(said, tokenizer))
+    return made
+
+
+def _lived(messages: Sequence[Message]) -> list[Segment]:
+    *before, last = messages
     return [
         *render(before, system=None, generation_prompt=True),
         Segment("<think>", markers=True, kind="marker"),
@@ -57,16 +81,17 @@ def segments(task: Task) -> list[Segment]:
     ]
 
 
-def document(task: Task, tokenizer: Tokenizer) -> Document:
-    """Ids and mask of one task's conversation."""
-    ids = tokenizer.encode_segments(segments(task))
-    assistant, middle, end = map(
-        tokenizer.special, ("<|im_assistant|>", "<|im_middle|>", "<|im_end|>")
+def _document(messages: Sequence[Message], tokenizer: Tokenizer) -> Document:
+    ids = tokenizer.encode_segments(_lived(messages))
+    user, assistant, middle, end = map(
+        tokenizer.special, ("<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>")
     )
-    said, header, speaking = [], False, False
+    said, header, speaking = list[bool](), False, False
     for token in ids:
         said.append(speaking)  # the closing <|im_end|> is said too: it ends the turn
-        if token == assistant:
+        if token == user:  # what was said to earlier questions stands here without its thinking
+            said = [False] * len(said)
+        elif token == assistant:
             header = True
         elif token == middle:
             speaking, header = header, False
@@ -78,9 +103,12 @@ def document(task: Task, tokenizer: Tokenizer) -> Document:
 def pool(
     seed: int, index: int, tokenizer: Tokenizer, *, families: Sequence[str] | None = None
 ) -> list[Document]:
-    """The documents of one pool, shortest first."""
-    tasks = generate(seed + index * STRIDE, POOL, split="train", families=families)
-    return sorted((document(task, tokenizer) for task in tasks), key=lambda made: len(made.ids))
+    """The documents of one pool, shortest first; families come in the proportions of training."""
+    tasks = generate(
+        seed + index * STRIDE, POOL, split="train", families=families, weights=TRAINING_MIX
+    )
+    made = [each for task in tasks for each in documents(task, tokenizer)]
+    return sorted(made, key=lambda document: len(document.ids))
 
 
 def batches(

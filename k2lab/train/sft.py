@@ -102,7 +102,7 @@ class Training:
         clipped = 0
         while self.step < self.plan.steps:
             began = time.perf_counter()
-            done = self._update(data)
+            done = self.update(data)
             self.seconds += time.perf_counter() - began
             losses.append(done.loss)
             clipped += done.clipped
@@ -182,7 +182,7 @@ class Training:
             self._place = (index, self._place[1] + 1 if index == self._place[0] else 1)
             yield batch
 
-    def _update(self, data: Iterator[Batch]) -> "Update":
+    def update(self, data: Iterator[Batch]) -> "Update":
         """One step."""
         plan = self.plan
         self.store.quantised = plan.quantised(self.step)

@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     whole = trained(config, tiny_tokenizer, PLAN, tmp_path / "whole")
 
     cut = Training(config, tiny_tokenizer, PLAN)
-    update = cut._update
+    update = cut.update
 
     def until_killed(stream: object) -> object:
         if cut.step == kept:
@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
             raise InterruptedError
         return update(stream)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cut, "_update", until_killed)
+    monkeypatch.setattr(cut, "update", until_killed)
     with pytest.raises(InterruptedError):
         cut.run(tmp_path / "cut", nothing)
 
