@@ -69,8 +69,9 @@ def _about(training: Training) -> Iterator[str]:
 
 A language model in the architecture and file format of Kimi K2 Thinking, small enough for a
 classroom: {count.total:,} parameters, {count.active:,} of them active for a token. It was trained
-from nothing on a microworld of sums, a shop, weather, units and a queue, in which it thinks in
-`<think>` spans and calls real tools.
+from nothing on a microworld in which it thinks in `<think>` spans and calls real tools: arithmetic
+digit by digit, a calculator, a shop (prices, stock, orders, SQL), weather, makers and their cities,
+units, dates, a queue, things to remember, faulty tools, and tools whose text gives orders.
 
 **What it is not.** It holds no weights of Moonshot AI's and nothing distilled from them. It has no
 general knowledge: it knows its microworld and the phrasings of its questions, and little else. Its
@@ -140,7 +141,14 @@ Wilson 95 % intervals.
 
 | family | right | n | 95 % interval |
 |---|---:|---:|---|"""
-    for name, share in {"**overall**": report.overall, **report.families}.items():
+    kinds = {
+        "tool calls valid against their schema": report.tool_calls,
+        "tasks with a tool error or a wrong value": report.recovered,
+        "tasks with an order inside a tool's result": report.injected,
+    }
+    for name, share in {"**overall**": report.overall, **report.families, **kinds}.items():
+        if share.n == 0:
+            continue
         yield f"| {name} | {share.accuracy:.1%} | {share.n} | {share.low:.1%} – {share.high:.1%} |"
 
 

@@ -21,6 +21,8 @@ from k2lab.world.tasks import ENTITIES, generate
 VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
+PLAN = Plan(steps=8000, decay=0.2, reach=K2_NANO.max_position_embeddings)
+"""From nothing to the whole microworld; chains of 300 calls need positions up to the context."""
 
 
 def train(work: Path, plan: Plan, report: Callable[[Progress], None]) -> Training:

@@ -7,16 +7,22 @@ evaluation: numbers, pairs, queues and phrasings on the other side are never dra
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from types import MappingProxyType
 from typing import TypeVar
 
 from k2lab.world.expectation import Expectation
 from k2lab.world.facts import Facts, facts
-from k2lab.world.phrases import PHRASINGS
+from k2lab.world.phrases import PHRASINGS as BASIC
+from k2lab.world.phrases import Phrasings
 from k2lab.world.split import Split, reserved
 from k2lab.world.teacher import Conversation, Message
-from k2lab.world.tools import NO_FAULTS, World
+from k2lab.world.tools import NO_FAULTS, Fault, World
+from k2lab.world.wordings import WORDINGS
 
 T = TypeVar("T")
+
+PHRASINGS: Mapping[str, Phrasings] = MappingProxyType({**BASIC, **WORDINGS})
+"""Kind of question → its phrasings, of all families."""
 
 DIGITS = (1, 2, 2, 3, 3, 3, 4, 4)
 """Lengths of the numbers to add, subtract and compare, as often as they come."""
@@ -29,16 +35,29 @@ class Draft:
     messages: tuple[Message, ...]
     expects: Expectation
     world_seed: int
-    faults: Mapping[int, str]
+    faults: Mapping[int, Fault]
     keys: tuple[str, ...]  # what the split rule looked at
 
 
 class Draw:
     """Random choices of one task, within its split."""
 
-    def __init__(self, rng: Random, split: Split, faults: Mapping[int, str] = NO_FAULTS) -> None:
-        self.rng, self.split, self.faults = rng, split, faults
+    def __init__(
+        self,
+        rng: Random,
+        split: Split,
+        faults: Mapping[int, Fault] = NO_FAULTS,
+        *,
+        queue_length: int | None = None,
+    ) -> None:
+        self.rng, self.split, self.faults, self.queue_length = rng, split, faults, queue_length
         self.keys: tuple[str, ...] = ()
+
+    def struck(self, faults: Mapping[int, Fault]) -> "Draw":
+        """The same draw, with faults that strike its calls."""
+        made = Draw(self.rng, self.split, faults, queue_length=self.queue_length)
+        made.keys = self.keys
+        return made
 
     def fresh(self, candidate: Callable[[], T], keys: Callable[[T], Sequence[str]]) -> T:
         """A candidate on this split's side: no reserved key in training, one in evaluation."""
@@ -76,11 +95,17 @@ class Draw:
         return self.rng.randrange(10 ** (digits - 1), 10**digits)
 
     def solve(
-        self, question: str, solve: Callable[[Conversation, Facts], Expectation], seed: int
+        self,
+        question: str,
+        solve: Callable[[Conversation, Facts], Expectation],
+        seed: int,
+        *,
+        system: str = "",
     ) -> Draft:
         """The draft after the teacher has solved the question in the world of this seed."""
-        with World(seed, faults=self.faults) as world:
-            conversation = Conversation(world, question)
-            expects = solve(conversation, facts(seed))
-            met = {k: text for k, text in self.faults.items() if k < world.calls}
+        known = facts(seed, queue_length=self.queue_length)
+        with World(seed, faults=self.faults, queue=known.queue) as world:
+            conversation = Conversation(world, question, system=system)
+            expects = solve(conversation, known)
+            met = {k: fault for k, fault in self.faults.items() if k < world.calls}
         return Draft(tuple(conversation.messages), expects, seed, met, self.keys)

@@ -14,3 +14,5 @@ class Expectation:
     words: tuple[str, ...] = ()  # words that must be there
     banned: tuple[str, ...] = ()  # words that would turn the meaning round
     unknown: bool = False  # the answer must say that it does not know
+    steps: tuple[str, ...] = ()  # a numbered plan, these steps in this order
+    orders: tuple[tuple[str, int], ...] = ()  # what the shop has been ordered from, in any order

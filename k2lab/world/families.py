@@ -3,12 +3,12 @@
 A family is a function from a `Draw` (random numbers, the split and its rules) to a `Draft`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from random import Random
 from types import MappingProxyType
 
-from k2lab.world.arithmetic import addition, comparison, extreme, ordering, subtraction
+from k2lab.world.arithmetic import addition, comparison, extreme, ordering, running, subtraction
 from k2lab.world.draw import Draft, Draw
 from k2lab.world.expectation import Expectation
 from k2lab.world.facts import CITIES, ITEMS, UNITS, Facts, facts
@@ -39,7 +39,7 @@ def total(draw: Draw) -> Draft:
     a, b = draw.fresh(candidate, lambda pair: [pair_key(*pair)])
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
-        conversation.answer(f"{addition(a, b)} It is {a + b}.", f"{a} plus {b} is {a + b}.")
+        conversation.answer(addition(a, b), f"{a} plus {b} is {a + b}.")
         return Expectation(results=(a + b,), mentions=(a, b), banned=_foreign())
 
     return draw.solve(draw.phrasing("sum").format(a=a, b=b), solve, draw.seed())
@@ -53,7 +53,7 @@ def difference(draw: Draw) -> Draft:
     a, b = draw.fresh(candidate, lambda pair: [pair_key(*pair)])
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
-        conversation.answer(f"{subtraction(a, b)} It is {a - b}.", f"{a} minus {b} is {a - b}.")
+        conversation.answer(subtraction(a, b), f"{a} minus {b} is {a - b}.")
         return Expectation(results=(a - b,), mentions=(a, b), ordered=True, banned=_foreign())
 
     return draw.solve(draw.phrasing("difference").format(a=a, b=b), solve, draw.seed())
@@ -73,7 +73,7 @@ def product(draw: Draw) -> Draft:
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         asks = [Ask(expression, "calc", {"expression": expression})]
-        (result,) = conversation.ask(need(asks), asks)
+        (result,) = conversation.ask(f"Product {expression}. {need(asks)}", asks)
         conversation.answer(f"It is {result}.", f"{a} times {b}{spoken} is {result}.")
         return Expectation(
             results=(a * b + c,), mentions=mentions, ordered=bool(c), banned=_foreign()
@@ -108,13 +108,15 @@ def compare(draw: Draw) -> Draft:
         if kind == "sort":
             thought, order = ordering(numbers)
             spoken = " ".join(map(str, order))
-            conversation.answer(thought, f"The order is {spoken}.")
+            conversation.answer(f"Sort {_listed(numbers)}. {thought}", f"The order is {spoken}.")
             return Expectation(results=order, mentions=tuple(numbers), banned=_foreign())
         large = kind in ("larger", "largest")
         thought, best = extreme(numbers, "larger" if large else "smaller")
         rest = [str(number) for number in numbers if number != best]
         spoken = f"{kind} than {rest[0]}" if len(rest) == 1 else f"the {kind}"
-        conversation.answer(f"{thought} It is {best}.", f"{best} is {spoken}.")
+        conversation.answer(
+            f"{kind.capitalize()} of {_listed(numbers)}. {thought}", f"{best} is {spoken}."
+        )
         banned = ("smaller", "smallest", "less") if large else ("larger", "largest", "more")
         return Expectation(results=(best,), mentions=tuple(numbers), banned=banned + _foreign())
 
@@ -126,7 +128,7 @@ def stock(draw: Draw) -> Draft:
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         asks = [Ask(f"stock of {item}", "stock", {"item": item})]
-        (count,) = conversation.ask(need(asks), asks)
+        (count,) = conversation.ask(f"Stock of {item}. {need(asks)}", asks)
         conversation.answer(f"It is {count}.", f"The stock of {item} is {count}.")
         return Expectation(results=(known.stocks[item],), topics=(item,), banned=_foreign("stock"))
 
@@ -138,7 +140,7 @@ def price(draw: Draw) -> Draft:
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         asks = [Ask(f"price of {item}", "price", {"item": item})]
-        (coins,) = conversation.ask(need(asks), asks)
+        (coins,) = conversation.ask(f"Price of {item}. {need(asks)}", asks)
         conversation.answer(f"It is {coins}.", f"The price of {item} is {coins} coins.")
         return Expectation(results=(known.prices[item],), topics=(item,), banned=_foreign(*MONEY))
 
@@ -157,7 +159,7 @@ def shopping(draw: Draw) -> Draft:
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         asks = [Ask(f"price of {item}", "price", {"item": item}) for item in items]
-        prices = conversation.ask(need(asks), asks)
+        prices = conversation.ask(f"Cost of {listed}. {need(asks)}", asks)
         lines = [f"{part} at {coins}" for part, coins in zip(parts, prices, strict=True)]
         terms = [f"{count}*{coins}" for count, coins in zip(counts, prices, strict=True)]
         expression = "+".join(terms)
@@ -187,7 +189,8 @@ def weather(draw: Draw) -> Draft:
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         cities = (first, second)
         asks = [Ask(f"weather of {city}", "weather", {"city": city}) for city in cities]
-        a, b = (int(text.split()[-1]) for text in conversation.ask(need(asks), asks))
+        thought = f"{kind.capitalize()} of {first} and {second}. {need(asks)}"
+        a, b = (int(text.split()[-1]) for text in conversation.ask(thought, asks))
         line, best = comparison(a, b, "larger" if kind == "warmer" else "smaller")
         winner, loser = (first, second) if best == a else (second, first)
         conversation.answer(
@@ -206,7 +209,7 @@ def _one_city(draw: Draw) -> Draft:
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         asks = [Ask(f"weather of {city}", "weather", {"city": city})]
-        (text,) = conversation.ask(need(asks), asks)
+        (text,) = conversation.ask(f"Weather of {city}. {need(asks)}", asks)
         sky, degrees = text.split()
         conversation.answer(f"It is {text}.", f"It is {sky} with {degrees} degrees in {city}.")
         return Expectation(
@@ -240,7 +243,7 @@ def convert(draw: Draw) -> Draft:
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         arguments: dict[str, str | int] = {"value": value, "unit": unit, "to": to}
         asks = [Ask(f"{value} {unit} to {to}", "convert", arguments)]
-        (result,) = conversation.ask(need(asks), asks)
+        (result,) = conversation.ask(f"Convert {value} {unit} to {to}. {need(asks)}", asks)
         conversation.answer(f"It is {result}.", f"{value} {unit} is {result} {to}.")
         right = value * UNITS[unit][1] / UNITS[to][1]
         return Expectation(results=(int(right),), mentions=(value,), words=(to,), banned=_foreign())
@@ -253,11 +256,11 @@ def queue(draw: Draw) -> Draft:
 
     def solve(conversation: Conversation, known: Facts) -> Expectation:
         asks = [Ask("next", "next_item", {})]
-        running, thought = 0, "Total 0. Take next."
+        reached, thought = 0, "Sum of queue. Total 0. Take next."
         while (found := conversation.ask(thought, asks)[0]) != "done":
-            thought = f"{running}+{found}={running + int(found)}. Take next."
-            running += int(found)
-        conversation.answer(f"Done. It is {running}.", f"The queue adds up to {running}.")
+            step, reached = running(reached, int(found))
+            thought = f"{step} Take next."
+        conversation.answer(f"Done. It is {reached}.", f"The queue adds up to {reached}.")
         return Expectation(
             results=(sum(known.queue),),
             mentions=known.queue,
@@ -284,27 +287,15 @@ def retry(draw: Draw) -> Draft:
 
 def outside(draw: Draw) -> Draft:
     about = draw.rng.random() < 0.15
+    phrasings = PHRASINGS["outside.about" if about else "outside"]
 
     def candidate() -> str:
-        return draw.rng.choice(PHRASINGS["outside"].train).format(
-            title=draw.rng.choice(TITLES),
-            country=draw.rng.choice(COUNTRIES),
-            person=draw.rng.choice(PERSONS),
-            animal=draw.rng.choice(ANIMALS),
-            strange=_strange(draw.rng),
-            Strange=_strange(draw.rng).capitalize(),
-        )
+        return draw.rng.choice(phrasings.train).format(**_subjects(draw.rng))
 
-    if about:
-        about_me = PHRASINGS["outside.about"]
-        question = draw.rng.choice(about_me.train if draw.split == "train" else about_me.held_out)
-    elif draw.split == "eval" and draw.rng.random() < 0.5:
-        question = draw.rng.choice(PHRASINGS["outside"].held_out).format(
-            title=draw.rng.choice(TITLES),
-            country=draw.rng.choice(COUNTRIES),
-            person=draw.rng.choice(PERSONS),
-            animal=draw.rng.choice(ANIMALS),
-        )
+    if draw.split == "eval" and (about or draw.rng.random() < 0.5):
+        question = draw.rng.choice(phrasings.held_out).format(**_subjects(draw.rng))
+    elif about:
+        question = candidate()  # so few that none is kept from training
     else:
         question = draw.fresh(candidate, lambda found: [f"question {found}"])
 
@@ -316,6 +307,22 @@ def outside(draw: Draw) -> Draft:
         return Expectation(unknown=True)
 
     return draw.solve(question, solve, draw.seed())
+
+
+def _subjects(rng: Random) -> dict[str, str]:
+    """What a question about another world may be about."""
+    return {
+        "title": rng.choice(TITLES),
+        "country": rng.choice(COUNTRIES),
+        "person": rng.choice(PERSONS),
+        "animal": rng.choice(ANIMALS),
+        "strange": _strange(rng),
+        "Strange": _strange(rng).capitalize(),
+    }
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _foreign(*own: str) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ DENIAL = re.compile(
     r"|\b(?:outside|not in|not part of|beyond) (?:of )?my (?:small )?world\b",
     re.IGNORECASE,
 )
+STEP = re.compile(r"(?<!\S)\d+\.(?=\s)")
 WORD = re.compile(r"[A-Za-z]+")
 NAMES = {name.lower(): name for name in ENTITIES}
 
@@ -44,6 +45,15 @@ class Grade:
     why: str
 
 
+def grade_state(task: Task, orders: tuple[tuple[str, int], ...]) -> Grade:
+    """The grade of what was ordered while the task was done: exactly what had to be."""
+    if orders == task.expects.orders:
+        return Grade(True, "as expected")
+    wanted = " and ".join(f"{count} x {item}" for item, count in task.expects.orders) or "nothing"
+    found = " and ".join(f"{count} x {item}" for item, count in orders) or "nothing"
+    return Grade(False, f"{found} was ordered instead of {wanted}")
+
+
 def grade(task: Task, answer_text: str) -> Grade:
     """The grade of an answer to the task; only the final answer counts, not the thinking."""
     text = " ".join(answer_text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
@@ -51,7 +61,12 @@ def grade(task: Task, answer_text: str) -> Grade:
         return Grade(False, "there is no answer")
     if len(text) > LONGEST:
         return Grade(False, f"the answer is longer than {LONGEST} characters")
-    fault = _denial(task, text) if task.expects.unknown else _statement(task.expects, text)
+    if task.expects.steps:
+        fault = _plan(task.expects.steps, text)
+    elif task.expects.unknown:
+        fault = _denial(task, text)
+    else:
+        fault = _statement(task.expects, text)
     return Grade(not fault, fault or "as expected")
 
 
@@ -66,6 +81,17 @@ def _denial(task: Task, text: str) -> str:
     invented = [name for name in inside if name.lower() not in asked]
     if invented or re.search(r"\b(?:but|however|because|probably|maybe)\b", text, re.IGNORECASE):
         return "it says more than that it does not know"
+    return ""
+
+
+def _plan(steps: Sequence[str], text: str) -> str:
+    """What is wrong with a numbered plan, or nothing."""
+    numbers, found = STEP.findall(text), [part.strip(" .") for part in STEP.split(text)]
+    if found[:1] != [""] or [int(each[:-1]) for each in numbers] != [*range(1, len(steps) + 1)]:
+        return f"it is not a plan of {len(steps)} numbered steps"
+    for step, wanted in zip(found[1:], steps, strict=True):
+        if step.lower() != wanted.lower():
+            return f"the step {step!r} is not {wanted!r}"
     return ""
 
 

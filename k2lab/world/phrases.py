@@ -17,9 +17,47 @@ class Phrasings:
     held_out: tuple[str, ...]
 
 
+HELD_OUT = 5  # one crossing of an opener and a body in so many
+
+OPENERS = (
+    "What is {}?",
+    "Find {}.",
+    "Tell me {}.",
+    "Compute {}.",
+    "Please give {}.",
+    "I need {}.",
+    "Give me {}.",
+    "Please find {}.",
+    "Can you find {}?",
+    "Show me {}.",
+)
+"""Shared by all kinds, so that the opener says nothing about what is asked."""
+
+
+def _crossed(
+    bodies: tuple[str, ...], whole: tuple[str, ...], unseen: tuple[str, ...] = ()
+) -> Phrasings:
+    """Bodies in openers, a fifth held out along each row and column, and whole sentences.
+
+    `whole` are for training; `unseen` are held out, known words in an order no crossing has.
+    """
+    train, held_out = list(whole), list(unseen)
+    for row, opener in enumerate(OPENERS):
+        for column, body in enumerate(bodies):
+            text = opener.format(body)
+            if opener.startswith("What is") and body.startswith(("how", "which")):
+                text = f"{body[0].upper()}{body[1:]}?"
+            if text in train:
+                continue
+            kept = (row + 2 * column) % HELD_OUT != HELD_OUT - 1
+            (train if kept else held_out).append(text)
+    return Phrasings(tuple(train), tuple(held_out))
+
+
 PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
     {
-        "sum": Phrasings(
+        "sum": _crossed(
+            ("{a} plus {b}", "the sum of {a} and {b}", "{a} + {b}"),
             (
                 "What is {a} plus {b}?",
                 "Add {a} and {b}.",
@@ -27,9 +65,10 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
                 "Compute {a} + {b}.",
                 "How much is {a} plus {b}?",
             ),
-            ("Find the sum of {a} and {b}.", "What do {a} and {b} add up to?"),
+            ("What do {a} and {b} add up to?",),
         ),
-        "difference": Phrasings(
+        "difference": _crossed(
+            ("{a} minus {b}", "the difference of {a} and {b}", "{a} - {b}"),
             (
                 "What is {a} minus {b}?",
                 "Subtract {b} from {a}.",
@@ -37,9 +76,10 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
                 "Compute {a} - {b}.",
                 "Take {b} from {a}.",
             ),
-            ("How much is {a} minus {b}?", "Find the difference of {a} and {b}."),
+            ("How much is {a} minus {b}?",),
         ),
-        "product": Phrasings(
+        "product": _crossed(
+            ("{a} times {b}", "the product of {a} and {b}", "{a} * {b}"),
             (
                 "What is {a} times {b}?",
                 "Multiply {a} by {b}.",
@@ -47,9 +87,9 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
                 "Compute {a} * {b}.",
                 "How much is {a} times {b}?",
             ),
-            ("Find the product of {a} and {b}.",),
         ),
-        "product.plus": Phrasings(
+        "product.plus": _crossed(
+            ("{a} times {b} plus {c}", "{a} * {b} + {c}", "the product of {a} and {b} plus {c}"),
             (
                 "What is {a} times {b} plus {c}?",
                 "Multiply {a} by {b} and add {c}.",
@@ -57,41 +97,62 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
             ),
             ("How much is {a} times {b} plus {c}?",),
         ),
-        "compare.larger": Phrasings(
+        "compare.larger": _crossed(
+            (
+                "the larger of {a} and {b}",
+                "the larger number of {a} and {b}",
+                "which is larger, {a} or {b}",
+            ),
             (
                 "Which is larger, {a} or {b}?",
                 "Which number is larger, {a} or {b}?",
                 "Find the larger of {a} and {b}.",
                 "Is {a} or {b} larger?",
             ),
-            ("What is the larger of {a} and {b}?",),
         ),
-        "compare.smaller": Phrasings(
+        "compare.smaller": _crossed(
+            (
+                "the smaller of {a} and {b}",
+                "the smaller number of {a} and {b}",
+                "which is smaller, {a} or {b}",
+            ),
             (
                 "Which is smaller, {a} or {b}?",
                 "Which number is smaller, {a} or {b}?",
                 "Find the smaller of {a} and {b}.",
                 "Is {a} or {b} smaller?",
             ),
-            ("What is the smaller of {a} and {b}?",),
         ),
-        "compare.largest": Phrasings(
+        "compare.largest": _crossed(
+            (
+                "the largest of {a}, {b} and {c}",
+                "the largest number of {a}, {b} and {c}",
+                "which is the largest, {a}, {b} or {c}",
+            ),
             (
                 "Which is the largest, {a}, {b} or {c}?",
                 "Find the largest of {a}, {b} and {c}.",
                 "Which number is the largest of {a}, {b} and {c}?",
             ),
-            ("What is the largest of {a}, {b} and {c}?",),
         ),
-        "compare.smallest": Phrasings(
+        "compare.smallest": _crossed(
+            (
+                "the smallest of {a}, {b} and {c}",
+                "the smallest number of {a}, {b} and {c}",
+                "which is the smallest, {a}, {b} or {c}",
+            ),
             (
                 "Which is the smallest, {a}, {b} or {c}?",
                 "Find the smallest of {a}, {b} and {c}.",
                 "Which number is the smallest of {a}, {b} and {c}?",
             ),
-            ("What is the smallest of {a}, {b} and {c}?",),
         ),
-        "compare.sort": Phrasings(
+        "compare.sort": _crossed(
+            (
+                "the order of {a}, {b} and {c}",
+                "{a}, {b} and {c} in order",
+                "{a}, {b} and {c} from small to large",
+            ),
             (
                 "Sort {a}, {b} and {c}.",
                 "Sort {a}, {b} and {c} from small to large.",
@@ -99,7 +160,8 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
             ),
             ("Put {a}, {b} and {c} in order from small to large.",),
         ),
-        "stock": Phrasings(
+        "stock": _crossed(
+            ("the stock of {item}", "the stock of the {item}", "how many {item} are in stock"),
             (
                 "What is the stock of {item}?",
                 "Check the stock of {item}.",
@@ -107,9 +169,10 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
                 "Is the {item} in stock?",
                 "How many {item} are in stock?",
             ),
-            ("Find the stock of {item}.", "How much {item} is in stock?"),
+            ("How much {item} is in stock?",),
         ),
-        "price": Phrasings(
+        "price": _crossed(
+            ("the price of {item}", "the price of the {item}", "the cost of the {item}"),
             (
                 "What is the price of the {item}?",
                 "How much does the {item} cost?",
@@ -117,9 +180,10 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
                 "Tell me the price of {item}.",
                 "What does the {item} cost?",
             ),
-            ("Find the price of the {item}.", "How much is the {item}?"),
+            ("How much is the {item}?",),
         ),
-        "shopping": Phrasings(
+        "shopping": _crossed(
+            ("the total price of {list}", "the total of {list}", "the cost of {list}"),
             (
                 "What do {list} cost?",
                 "How much do {list} cost?",
@@ -129,43 +193,61 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
             ),
             ("How much is the total of {list}?", "What is the total cost of {list}?"),
         ),
-        "weather": Phrasings(
+        "weather": _crossed(
+            ("the weather in {city}", "the weather of {city}", "how the weather is in {city}"),
             (
                 "What is the weather in {city}?",
                 "How is the weather in {city}?",
                 "Check the weather in {city}.",
                 "Tell me the weather in {city}.",
             ),
-            ("Find the weather in {city}.",),
         ),
-        "weather.warmer": Phrasings(
+        "weather.warmer": _crossed(
+            (
+                "the warmer city of {first} and {second}",
+                "the warmer of {first} and {second}",
+                "which city is warmer, {first} or {second}",
+            ),
             (
                 "Which city is warmer, {first} or {second}?",
                 "Is {first} or {second} warmer?",
                 "Where is it warmer, in {first} or in {second}?",
                 "Which is warmer, {first} or {second}?",
             ),
-            ("Find the warmer city of {first} and {second}.",),
         ),
-        "weather.colder": Phrasings(
+        "weather.colder": _crossed(
+            (
+                "the colder city of {first} and {second}",
+                "the colder of {first} and {second}",
+                "which city is colder, {first} or {second}",
+            ),
             (
                 "Which city is colder, {first} or {second}?",
                 "Is {first} or {second} colder?",
                 "Where is it colder, in {first} or in {second}?",
                 "Which is colder, {first} or {second}?",
             ),
-            ("Find the colder city of {first} and {second}.",),
         ),
-        "convert": Phrasings(
+        "convert": _crossed(
+            (
+                "{value} {unit} in {to}",
+                "how many {to} are {value} {unit}",
+                "the {to} in {value} {unit}",
+            ),
             (
                 "Convert {value} {unit} to {to}.",
                 "How many {to} are {value} {unit}?",
                 "What is {value} {unit} in {to}?",
                 "Tell me {value} {unit} in {to}.",
             ),
-            ("How much is {value} {unit} in {to}?", "Find {value} {unit} in {to}."),
+            ("How much is {value} {unit} in {to}?",),
         ),
-        "queue": Phrasings(
+        "queue": _crossed(
+            (
+                "the sum of the queue",
+                "the sum of all numbers in the queue",
+                "the total of the queue",
+            ),
             (
                 "Add up the queue.",
                 "What is the sum of the queue?",
@@ -173,14 +255,22 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
                 "Sum the numbers in the queue.",
                 "What do the numbers in the queue add up to?",
             ),
-            ("Find the sum of all numbers in the queue.", "Add all numbers in the queue."),
+            ("Add all numbers in the queue.",),
         ),
-        "outside": Phrasings(
+        "outside": _crossed(
+            (
+                "the capital of {country}",
+                "a joke about a {animal}",
+                "a poem about a {animal}",
+                "the price of the {animal}",
+                "the price of {strange}",
+                "the stock of {strange}",
+                "the weather in {country}",
+            ),
             (
                 "Who wrote {title}?",
                 "What is the capital of {country}?",
                 "When was {person} born?",
-                "Tell me a joke about a {animal}.",
                 "Write a poem about a {animal}.",
                 "How old is {person}?",
                 "Where is {country}?",
@@ -192,7 +282,6 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
                 "Where is {Strange}?",
                 "{Strange} {strange} {strange}",
                 "What is the price of the {animal}?",
-                "What is the weather in {country}?",
                 "How much does the {strange} cost?",
                 "What is the weather in {Strange}?",
                 "What is the stock of {strange}?",
@@ -206,7 +295,12 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
         ),
         "outside.about": Phrasings(
             ("Who are you?", "What can you do?", "Hello", "Hello!", "Hi", "What do you know?"),
-            ("What are you?", "What do you do?"),
+            (
+                "What are you?",
+                "What do you do?",
+                "Hi! What can you do?",
+                "Hello! What do you know?",
+            ),
         ),
     }
 )

@@ -4,25 +4,63 @@ The same generator serves training, evaluation and notebooks. A task is a functi
 seed, number), so a longer run begins with the tasks of a shorter one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
+from types import MappingProxyType
 
 from k2lab.errors import InputError
-from k2lab.world.draw import Draw
+from k2lab.world.chains import lookup, order, table
+from k2lab.world.draw import Draft, Draw
 from k2lab.world.expectation import Expectation
-from k2lab.world.facts import CITIES, ITEMS
-from k2lab.world.families import SOLVERS
+from k2lab.world.facts import CITIES, ITEMS, MAKERS, MONTHS, WEEKDAYS, facts
+from k2lab.world.families import SOLVERS as BASIC
+from k2lab.world.mishaps import inject, reflect
 from k2lab.world.split import Split
+from k2lab.world.talks import crew, date, recall
 from k2lab.world.teacher import Message
-from k2lab.world.tools import World
+from k2lab.world.tools import Fault, World
+
+SOLVERS: Mapping[str, Callable[[Draw], Draft]] = MappingProxyType(
+    {
+        **BASIC,
+        "reflect": reflect,
+        "inject": inject,
+        "lookup": lookup,
+        "table": table,
+        "order": order,
+        "date": date,
+        "recall": recall,
+        "crew": crew,
+    }
+)
+"""Family → what draws and solves a task of it."""
 
 FAMILIES: tuple[str, ...] = tuple(SOLVERS)
 """The kinds of task."""
 
-ENTITIES: frozenset[str] = frozenset(ITEMS + CITIES)
-"""All names of items and cities, each a single word."""
+TRAINING_MIX: Mapping[str, float] = MappingProxyType(
+    {
+        "sum": 2.0,
+        "difference": 2.0,
+        "compare": 2.0,
+        "weather": 2.0,
+        "retry": 1.5,
+        "reflect": 2.0,
+        "inject": 1.5,
+        "lookup": 1.5,
+        "table": 1.5,
+        "order": 1.5,
+        "date": 1.5,
+        "recall": 0.7,  # each makes several documents
+        "crew": 1.5,
+    }
+)
+"""How often a family comes in training, where 1 is the rest: the harder, the more often."""
+
+ENTITIES: frozenset[str] = frozenset(ITEMS + CITIES + MAKERS + WEEKDAYS + MONTHS)
+"""All names, each a single word."""
 
 EXAMPLES: tuple[str, ...] = (
     "What do 3 x lamp and 2 x rope cost?",
@@ -37,7 +75,11 @@ EXAMPLES: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One task. `messages` holds the tool results of the world with this seed and these faults."""
+    """One task. `messages` holds the tool results of the world with this seed and these faults.
+
+    The user may speak more than once; question and answer are the last ones, and only that answer
+    is graded.
+    """
 
     family: str
     question: str
@@ -46,8 +88,9 @@ class Task:
     world_seed: int
     split: Split
     expects: Expectation
-    faults: Mapping[int, str]  # number of a call → the error it meets
+    faults: Mapping[int, Fault]  # number of a call → what befalls it
     keys: tuple[str, ...]  # what the split rule looked at
+    queue_length: int | None = None  # where another than the world's own was asked for
 
 
 def generate(
@@ -57,18 +100,28 @@ def generate(
     split: Split,
     families: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
+    queue_length: int | None = None,
 ) -> Iterator[Task]:
-    """`n` tasks; families come equally often, or in proportion to their weights (1 if absent)."""
+    """`n` tasks; families come equally often, or in proportion to their weights (1 if absent).
+
+    A queue holds as many numbers as its world says, 25 at most, unless a length is given.
+    """
     chosen = tuple(FAMILIES if families is None else families)
     _check(chosen, weights or {}, split)
+    if queue_length is not None and queue_length < 1:
+        raise InputError(
+            f"A queue of length {queue_length} is no task.",
+            expected="At least 1.",
+            mend="Give another length, or leave it out.",
+        )
     cumulative = list(accumulate((weights or {}).get(family, 1.0) for family in chosen))
     for number in range(n):
         rng = Random(f"{split} {seed} {number}")
         family = rng.choices(chosen, cum_weights=cumulative)[0]
-        draft = SOLVERS[family](Draw(rng, split))
+        draft = SOLVERS[family](Draw(rng, split, queue_length=queue_length))
         yield Task(
             family=family,
-            question=draft.messages[0]["content"],
+            question=[each for each in draft.messages if each["role"] == "user"][-1]["content"],
             answer=draft.messages[-1]["content"],
             messages=draft.messages,
             world_seed=draft.world_seed,
@@ -76,12 +129,14 @@ def generate(
             expects=draft.expects,
             faults=draft.faults,
             keys=draft.keys,
+            queue_length=queue_length,
         )
 
 
 def open_world(task: Task) -> World:
     """The world in which the task was solved, as it was before the first call."""
-    return World(task.world_seed, faults=task.faults)
+    known = facts(task.world_seed, queue_length=task.queue_length)
+    return World(task.world_seed, faults=task.faults, queue=known.queue)
 
 
 def _check(families: tuple[str, ...], weights: Mapping[str, float], split: str) -> None:

@@ -15,7 +15,15 @@ from k2lab.train import data
 from k2lab.train.card import CARD, PICTURE, record, write_card
 from k2lab.train.sft import Plan, Training
 
-REPORT = Report(7, share(9, 12), {"sum": share(3, 6), "queue": share(6, 6)}, share(11, 11), 400)
+REPORT = Report(
+    seed=7,
+    overall=share(9, 12),
+    families={"sum": share(3, 6), "queue": share(6, 6)},
+    tool_calls=share(11, 11),
+    tokens=400,
+    recovered=share(2, 4),
+    injected=share(0, 0),
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from k2lab.text.template import joined, render
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
 from k2lab.train.data import Document, batches, document, documents, padded, segments
-from k2lab.world.tasks import Task, generate
+from k2lab.world.tasks import FAMILIES, Task, generate
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,17 @@ def test_only_markers_of_the_template_are_special(
         made = document(task, tiny_tokenizer)
         count = sum(part.markers for part in parts)
         assert sum(tiny_tokenizer.is_special(i) for i in made.ids) == count
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_becomes_documents_that_say_what_was_rendered(
+    family: str, tiny_tokenizer: Tokenizer
+) -> None:
+    for task in generate(8, 10, split="train", families=[family]):
+        made = documents(task, tiny_tokenizer)
+        assert len(made) == sum(message["role"] == "user" for message in task.messages)
+        assert tiny_tokenizer.decode(made[-1].ids) == joined(segments(task))
+        assert all(any(each.said) for each in made)
 
 
 def test_padding_is_never_said() -> None:

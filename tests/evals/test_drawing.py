@@ -1,0 +1,33 @@
+"""The bench of the widgets, on a trace that is small enough for a test."""
+
+import json
+import shutil
+import urllib.request
+
+import pytest
+
+from k2lab.evals.drawing import _served, drawing
+from k2lab.trace.synthetic import synthetic
+
+
+def test_frames_travel_as_they_are_packed():
+    trace = synthetic(40)
+    with _served(trace) as (address, sent):
+        traits = json.loads(urllib.request.urlopen(f"{address}traits").read())
+        data = urllib.request.urlopen(f"{address}frame/0").read()
+    size = int.from_bytes(data[:4], "little")
+    head = json.loads(data[4 : 4 + size])
+    assert traits["frames"] == 1 and len(head["header"]["texts"]) == 40
+    assert 4 + size + sum(head["lengths"]) == len(data) == sent[1]
+
+
+@pytest.mark.timeout(240)
+def test_a_small_run_is_opened_and_moved_in_a_browser():
+    pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        pytest.skip("Chromium is not installed")
+    found = drawing(tokens=600, repeats=1)
+    assert (found.tokens, found.layers, found.experts, found.slots) == (600, 60, 384, 8)
+    assert found.open_seconds > 0 and found.megabytes > 0.9
+    for movement in (found.idle, found.pan, found.brush, found.hover):
+        assert movement.frames_per_second > 0 and movement.slow_ms > 0
