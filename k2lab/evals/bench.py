@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from k2lab.engine.capture import OFF, ROUTE
 from k2lab.engine.events import TokenChosen
 from k2lab.engine.generate import Prompt, Settings, generate
 from k2lab.errors import MissingError
@@ -137,7 +138,7 @@ def _own(model: K2, tokenizer: Tokenizer, prompt: Prompt, *, capture: bool) -> l
     """k2lab with each number of threads."""
 
     def run(tokens: int) -> tuple[float, list[int]]:
-        settings = Settings(max_tokens=tokens, capture=capture)
+        settings = Settings(max_tokens=tokens, capture=ROUTE if capture else OFF)
         ids: list[int] = []
         began = 0.0
         for event in generate(model, tokenizer, prompt, LatentCache(model.config), settings):

@@ -67,6 +67,7 @@ class MLA:
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
         self.config, self.layer, self.store = config, layer, store
         self.site = f"layers.{layer}.self_attn"
+        self.nope, self.rank = config.qk_nope_head_dim, config.kv_lora_rank
         self.scale = torch.tensor(softmax_scale(config))
         self.q_a_layernorm = RMSNorm(config.q_lora_rank or 1, LATENT_NORM_EPS)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
@@ -82,18 +83,19 @@ class MLA:
                 c_q = self.q_a_layernorm(F.linear(x, w.q_a_proj), w.q_a_layernorm)
                 q = F.linear(c_q, w.q_b_proj)
             q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))  # [b, t, h, n+r]
-            q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
+            q_nope, q_rope = q[..., : self.nope], q[..., self.nope :]
 
-            # Keys and values: one latent and one rotated key per token, for all heads.
+            # Keys and values: one latent and one rotary key per token, for all heads.
             compressed = F.linear(x, w.kv_a_proj_with_mqa)  # W^{DKV} ‖ W^{KR}
-            latent, k_rope = compressed.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
+            latent, k_rope = compressed[..., : self.rank], compressed[..., self.rank :]
             latent = self.kv_a_layernorm(latent, w.kv_a_layernorm)
-            k_rope = rotate(k_rope.unsqueeze(2), step.rotation).squeeze(2)
+            # The shared key is turned with the queries, as one head more.
+            rotated = rotate(torch.cat([q_rope, k_rope.unsqueeze(2)], 2), step.rotation)
 
             q_nope = tap(f"{site}.q_nope", q_nope)
-            q_rope = tap(f"{site}.q_rope", rotate(q_rope, step.rotation))
+            q_rope = tap(f"{site}.q_rope", rotated[:, :, :-1])
             latent = tap(f"{site}.latent", latent)  # [b, t, c]
-            k_rope = tap(f"{site}.k_rope", k_rope)  # [b, t, r]
+            k_rope = tap(f"{site}.k_rope", rotated[:, :, -1])  # [b, t, r]
             memory = torch.cat([latent, k_rope], -1)
             if step.cache is not None:
                 memory = step.cache.append(self.layer, memory)
@@ -105,7 +107,7 @@ class MLA:
         self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor, step: Step
     ) -> Tensor:
         """o = softmax(q k) v with each head's keys and values written out: [b, t, h, v]."""
-        latent, k_rope = memory.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1)
+        latent, k_rope = memory[..., : self.rank], memory[..., self.rank :]
         w_uk, w_uv = self._up(kv_b)
         k_nope = torch.einsum("bsc,hnc->bshn", latent, w_uk)
         value = torch.einsum("bsc,hvc->bshv", latent, w_uv)
@@ -127,14 +129,14 @@ class MLA:
         products = torch.bmm(query.view(batch, -1, memory.shape[-1]), memory.mT)  # [b, t·h, s]
         products = products.unflatten(1, (tokens, -1)).transpose(1, 2)  # [b, h, t, s]
         attention = self._attend(products, step).transpose(1, 2).flatten(1, 2)  # [b, t·h, s]
-        mixed = torch.bmm(attention, memory[..., : self.config.kv_lora_rank])  # [b, t·h, c]
-        mixed = mixed.view(batch * tokens, -1, self.config.kv_lora_rank).transpose(0, 1)
+        mixed = torch.bmm(attention, memory[..., : self.rank])  # [b, t·h, c]
+        mixed = mixed.view(batch * tokens, -1, self.rank).transpose(0, 1)
         return torch.bmm(mixed, w_uv.mT).transpose(0, 1).unflatten(0, (batch, tokens))
 
     def _up(self, kv_b: Tensor) -> tuple[Tensor, Tensor]:
         """W^{UK} [h, n, c] and W^{UV} [h, v, c]."""
         rows = kv_b.unflatten(0, (self.config.num_attention_heads, -1))
-        return rows.split([self.config.qk_nope_head_dim, self.config.v_head_dim], 1)  # type: ignore[return-value]
+        return rows[:, : self.nope], rows[:, self.nope :]
 
     def _attend(self, products: Tensor, step: Step) -> Tensor:
         """softmax(q·k · scale) over the sources a token may see, in float32: [b, h, t, s]."""
@@ -196,8 +198,9 @@ class MoE:
             shared = swiglu(flat_x, w.gate_proj, w.up_proj, w.down_proj).view_as(x)
         shared = step.tap(f"{self.site}.shared_experts.output", shared)
         rows = batch.rows(flat_x).unflatten(0, x.shape[:2])  # [b, t, k, d]
-        rows = step.tap(f"{self.site}.experts.rows", rows)
-        routed = (weights.unsqueeze(-2) @ rows.float()).squeeze(-2).type_as(x)  # Σ_k, in float32
+        rows = step.tap(f"{self.site}.experts.rows", rows).flatten(0, 1).float()
+        routed = torch.bmm(weights.flatten(0, 1).unsqueeze(1), rows)  # Σ_k g_k · E_k, in float32
+        routed = routed.view_as(x).type_as(x)
         return step.tap(f"{self.site}.output", routed + shared)
 
 

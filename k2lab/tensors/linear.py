@@ -29,11 +29,10 @@ def expert_rows(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor
 
 def _gathered(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     # index_select, not gate_up[ids]: advanced indexing is four times slower here (measured).
-    inner = gate_up.index_select(0, ids).flatten(0, 1) @ x  # [slot · 2·width]
-    gate, up = inner.view(ids.numel(), 2, -1).unbind(1)  # [slot, width]
-    hidden = (F.silu(gate) * up).unsqueeze(1)  # [slot, 1, width]
+    inner = torch.mv(gate_up.index_select(0, ids).flatten(0, 1), x)  # [slot · 2·width]
+    gate, up = inner.view(len(ids), 2, 1, -1).unbind(1)  # [slot, 1, width]
     # Row times matrix: as matrix times column the same product is five times slower (measured).
-    return torch.bmm(hidden, down.index_select(0, ids).mT).view(1, ids.numel(), -1)
+    return torch.bmm(F.silu(gate) * up, down.index_select(0, ids).mT).transpose(0, 1)
 
 
 def _grouped(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

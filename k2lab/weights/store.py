@@ -8,7 +8,7 @@ the model sums them in a fixed order.
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,32 @@ class Ledger:
     bytes_moved: dict[str, int] = field(default_factory=dict)  # by link, e.g. "disk→host"
     stall_seconds: float = 0.0
     wasted_bytes: int = 0  # prefetched and never used
+    prefetched_bytes: int = 0  # prefetched at all, the wasted ones among them
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a store moved in one forward, by the place of the layer among the MoE layers."""
+
+    hits: tuple[int, ...]  # per MoE layer, requests served from a slot
+    misses: tuple[int, ...]  # per MoE layer, experts that had to be brought
+    stall_seconds: tuple[float, ...]  # per MoE layer, how long the model waited
+    loads: tuple[tuple[int, int, int, int], ...]  # (MoE layer, slot, expert, evicted or −1)
+    bytes_moved: dict[str, int]  # by link, prefetched ones included
+
+
+@runtime_checkable
+class Mover(Protocol):
+    """A store that moves experts while the network runs, and can tell what it moved."""
+
+    @property
+    def slots(self) -> int:
+        """Slots per MoE layer."""
+        ...
+
+    def take_moves(self) -> Moves:
+        """What was moved since the last call."""
+        ...
 
 
 class ExpertBatch(Protocol):

@@ -13,13 +13,15 @@ import k2lab
 from k2lab.engine.taps import untouched
 from k2lab.errors import CheckpointError, ConfigError, InputError, K2LabError, TokenizerError
 from k2lab.model.k2 import K2
-from k2lab.model.load import load_model
+from k2lab.model.load import Places, load_model
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.spec.keys import shard_name, shard_of
 from k2lab.tensors.int4 import dequantise, quantise, unpack
 from k2lab.tensors.shards import INDEX, Shards
 from k2lab.weights.meta import Meta
 from k2lab.weights.resident import Resident
+from k2lab.weights.sharded import Sharded
+from k2lab.weights.tiered import Tiered
 
 Configs = Callable[..., K2Config]
 Write = Callable[[Path, K2Config, int], Path]
@@ -89,7 +91,7 @@ def test_a_store_of_ones_own_is_used(folder: Path, tiny_config: Configs) -> None
 
 
 def test_another_placement_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"'moon'.*auto, resident, meta"):
+    with pytest.raises(InputError, match=r"'moon'.*auto, resident, sharded, tiered, meta"):
         load_model(folder, "moon")  # type: ignore[arg-type]
 
 
@@ -234,3 +236,49 @@ def test_a_folder_without_config_or_weights_or_tokenizer_is_refused(folder: Path
     (folder / "config.json").unlink()
     refused(folder, ConfigError, "config.json")
     refused(folder / "nowhere", ConfigError, "nowhere")
+
+
+# ----------------------------------------------------------------------------------------- places
+
+
+def test_auto_takes_the_first_placement_that_fits(folder: Path) -> None:
+    assert isinstance(load_model(folder).store, Resident)
+    few = load_model(folder, Places(device="cpu", device_budget="900kB")).store
+    assert isinstance(few, Tiered)
+    assert few.offload.device_budget == 900_000
+    several = Places(device=("cpu",) * 3, device_budget="1MB")
+    assert isinstance(load_model(folder, several).store, Sharded)
+
+
+def test_a_tiered_store_asks_for_no_more_than_it_can_use(folder: Path) -> None:
+    store = load_model(folder, "tiered").store
+    assert isinstance(store, Tiered)
+    assert store.offload.device_budget <= store.needs.most
+    assert store.slots == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"unit": "tensor"}, "expert, layer"),
+        ({"device": "moon"}, "torch knows"),
+        ({"device": "cuda:99"}, "not in this machine"),
+        ({"device": ()}, "not in this machine"),
+        ({"device_budget": "much", "placement": "tiered"}, "20GiB"),
+        ({"policy": "random", "placement": "tiered"}, "lru, lfu"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(
+    changes: dict[str, object], words: str, folder: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        load_model(folder, Places(**changes))  # type: ignore[arg-type]
+
+
+def test_load_takes_all_options(folder: Path) -> None:
+    lab = k2lab.load(
+        folder, "tiered", device="cpu", device_budget="1100kB", host_budget="50kB", unit="layer"
+    )
+    store = lab.model.store
+    assert isinstance(store, Tiered)
+    assert (store.offload.unit, store.offload.host_budget) == ("layer", 50_000)

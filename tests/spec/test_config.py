@@ -133,7 +133,9 @@ def test_facts_of_k2_thinking() -> None:
 def test_facts_of_k2_nano() -> None:
     assert K2_NANO.moe_layers == (1, 2, 3, 4, 5)
     assert (K2_NANO.bos_token_id, K2_NANO.stop_ids, K2_NANO.pad_token_id) == (1792, (1794,), 2047)
-    assert K2_NANO.rope_scaling is None and K2_NANO.rope_theta == 10000.0
+    assert K2_NANO.rope_scaling is not None and K2_NANO.rope_theta == 10000.0
+    stretched = K2_NANO.rope_scaling.factor * K2_NANO.rope_scaling.original_max_position_embeddings
+    assert stretched == K2_NANO.max_position_embeddings
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -1,0 +1,101 @@
+"""How much of a model lies on the device, in bytes, before any byte is read.
+
+What it is not: a planner; it takes one budget and one folder, and refuses what cannot work with the
+smallest number that does.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from k2lab.errors import BudgetError
+from k2lab.spec.config import K2Config
+from k2lab.spec.keys import TensorSpec, tensors
+from k2lab.weights.forms import FormName, Room, choose, slot_bytes
+from k2lab.weights.residency import Lru, Policies, Policy
+from k2lab.weights.slab import Layout
+
+Unit = Literal["expert", "layer"]
+"""What is brought at once: one expert, or all experts of a layer."""
+
+READERS = 4  # threads that fetch
+
+
+def _lru(layer: int) -> Policy:
+    return Lru()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """How to offload."""
+
+    device: torch.device
+    dtype: torch.dtype
+    device_budget: int  # bytes on the device, of all weights that lie there
+    host_budget: int = 0  # bytes of host memory that keep experts as they are in the file
+    unit: Unit = "expert"
+    prefetch: bool = False
+    policies: Policies = _lru
+    form: FormName | None = None  # None: the one that suits
+    readers: int = READERS
+
+    def form_of(self, config: K2Config) -> FormName:
+        """The form that was asked for, or else the one that suits."""
+        return self.form or choose(config, self.device, self.dtype)
+
+
+class Needs(NamedTuple):
+    """What a model takes on the device."""
+
+    dense: int  # bytes of all that always lies there
+    slot: int  # bytes of one expert in a slot
+    staging: int  # bytes through which experts come, where the device is the CPU
+    smallest: int  # the smallest budget that works
+    most: int  # the budget from which on nothing leaves
+
+
+def needs(config: K2Config, layout: Layout, offload: Offload) -> Needs:
+    """What the model takes on the device with these options."""
+    dense = sum(_nbytes(spec, offload.dtype) for spec in tensors(config) if is_dense(spec))
+    slot = slot_bytes(offload.form_of(config), config, layout, offload.dtype)
+    staging = offload.readers * layout.nbytes if offload.device.type == "cpu" else 0
+    layers, every = len(config.moe_layers), config.n_routed_experts
+    least = min(layers, 1) * every
+    if offload.unit == "expert":
+        least = layers * min(config.num_experts_per_tok, every)
+    fixed = dense + staging
+    return Needs(dense, slot, staging, fixed + least * slot, fixed + layers * every * slot)
+
+
+def divide(config: K2Config, needs: Needs, offload: Offload) -> Room:
+    """How many slots the budget gives; BudgetError if they are too few."""
+    budget, layers, every = offload.device_budget, len(config.moe_layers), config.n_routed_experts
+    if budget < needs.smallest:
+        top = config.num_experts_per_tok
+        slots = f"{top} experts (those of one token) in each of {layers} layers"
+        least = slots if offload.unit == "expert" else f"the {every} experts of one layer"
+        raise BudgetError(
+            f"A device budget of {budget:,} bytes.",
+            expected=f"at least {needs.smallest:,}: {needs.dense:,} for all that is no routed "
+            f"expert, {needs.staging:,} for reading, and {least} of {needs.slot:,} each.",
+            mend=f"Give device_budget={needs.smallest} or more.",
+        )
+    if not layers:
+        return Room(0, 0)
+    room = (budget - needs.dense - needs.staging) // needs.slot
+    if offload.unit == "layer":
+        return Room(min(layers, room // every), every)
+    return Room(layers, min(every, room // layers))
+
+
+def is_dense(spec: TensorSpec) -> bool:
+    """Whether this tensor always lies on the device."""
+    return spec.part != "routed"
+
+
+def _nbytes(spec: TensorSpec, dtype: torch.dtype) -> int:
+    count = 1
+    for size in spec.shape:
+        count *= size
+    return count * (4 if spec.key.endswith("e_score_correction_bias") else dtype.itemsize)

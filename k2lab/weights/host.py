@@ -1,0 +1,80 @@
+"""Host memory on the way of an expert: a cache of slabs, and buffers for those it does not keep.
+
+Each MoE layer has its own part of the cache, and whoever was not asked for longest leaves.
+What it is not: the device's slots; a slab that lies here still has to be copied there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Lock
+
+from torch import Tensor
+
+from k2lab.spec.config import K2Config
+from k2lab.weights.budget import Offload
+from k2lab.weights.links import Link
+from k2lab.weights.residency import Lru, Residency
+from k2lab.weights.slab import Slabs
+
+
+class Host:
+    """Slabs in memory from which the link copies fast."""
+
+    def __init__(self, config: K2Config, slabs: Slabs, offload: Offload, link: Link) -> None:
+        self._slabs, self._first = slabs, config.first_k_dense_replace
+        layers, nbytes = len(config.moe_layers), slabs.layout.nbytes
+        self.slots = min(config.n_routed_experts, offload.host_budget // max(1, layers * nbytes))
+        memory = link.arena(layers * self.slots * nbytes)
+        self._arena = memory.view(layers, self.slots, nbytes)
+        self._policies = [Lru() for _ in range(layers)]
+        self._held = [Residency(self.slots, policy) for policy in self._policies]
+        self._busy: set[tuple[int, int]] = set()  # (layer, expert) somebody reads or copies
+        self._lock = Lock()
+        self._buffers: SimpleQueue[Tensor] = SimpleQueue()
+        for buffer in link.arena(offload.readers * nbytes).view(offload.readers, nbytes):
+            self._buffers.put(buffer)
+
+    @contextmanager
+    def slab(self, at: int, expert: int) -> Iterator[tuple[Tensor, int]]:
+        """One expert of the MoE layer `at`, for the time of the block, and bytes read for it."""
+        slot, present = self._claim(at, expert)
+        try:
+            if slot is None:
+                yield from self._passing(at, expert)
+                return
+            slab, read = self._arena[at, slot], 0
+            if not present:
+                try:
+                    read = self._slabs.read_into(at + self._first, expert, slab.numpy())
+                except BaseException:
+                    with self._lock:
+                        self._held[at].drop(expert)
+                    raise
+            yield slab, read
+        finally:
+            with self._lock:
+                self._busy.discard((at, expert))
+
+    def _passing(self, at: int, expert: int) -> Iterator[tuple[Tensor, int]]:
+        """Through a buffer, kept by nobody."""
+        buffer = self._buffers.get()
+        try:
+            yield buffer, self._slabs.read_into(at + self._first, expert, buffer.numpy())
+        finally:
+            self._buffers.put(buffer)
+
+    def _claim(self, at: int, expert: int) -> tuple[int | None, bool]:
+        """The slot for an expert and whether it is there; None: all slots are in use just now."""
+        held = self._held[at]
+        with self._lock:
+            if (at, expert) in self._busy:
+                return None, False
+            present = expert in held.slot_of
+            if not present:
+                busy = [other for layer, other in self._busy if layer == at]
+                if not held.bring_ahead([expert], keep=busy):
+                    return None, False
+            self._policies[at].asked([expert])
+            self._busy.add((at, expert))
+            return held.slot_of[expert], present

@@ -1,0 +1,48 @@
+"""The offload benchmark: its figures agree with each other; how large they are is no test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from k2lab.evals import offload as bench
+from k2lab.evals.offload import disk_rate, evict, offload
+
+needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
+
+
+@needs_linux
+def test_figures_of_a_small_checkpoint_agree(small_checkpoint: Path) -> None:
+    found = offload(small_checkpoint, tokens=4, peer=False)
+    assert (found.experts, found.moe_layers, found.accelerate) == (8, 2, None)
+    assert found.cold.slots == 2
+    assert found.cold.hit_rate == found.warm.hit_rate or found.cold.slots < found.experts
+    assert [point.slots for point in found.sweep] == [2, 4, 8]
+    assert found.sweep[-1].hit_rate == 1.0
+    assert found.sweep[-1].bytes_per_token == 0
+    assert found.bytes_ratio == pytest.approx(1, abs=0.02)
+    assert found.share_of_disk == pytest.approx(found.cold.bytes_s / found.disk_bytes_s)
+    assert found.cold.delivery_bytes_s >= found.cold.bytes_s
+    budgets = [point.device_budget for point in found.sweep]
+    assert budgets == sorted(set(budgets))
+
+
+@needs_linux
+def test_the_disk_is_read_whole_or_up_to_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(os.urandom(3 * 2**20))
+    monkeypatch.setattr(bench, "BLOCK", 2**20)
+    monkeypatch.setattr(bench, "SAMPLE", 2**21)
+    assert disk_rate([file]) > 0
+    evict([file])
+    assert len(file.read_bytes()) == 3 * 2**20
+
+
+def test_a_peer_too_large_is_left_out_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    from k2lab.spec.config import K2_THINKING
+
+    found, note = bench._accelerate(Path("nowhere"), K2_THINKING, [1, 2, 3])
+    assert found is None
+    assert "limit" in note

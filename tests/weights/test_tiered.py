@@ -1,0 +1,546 @@
+"""Offloaded experts: the same bits at every budget, exact counts, and errors that pass."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import k2lab
+from k2lab.engine.events import ExpertsMoved, Routed
+from k2lab.engine.taps import untouched, watch
+from k2lab.errors import BudgetError
+from k2lab.lab import Lab
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2
+from k2lab.model.load import Places, load_model
+from k2lab.paths import asset
+from k2lab.spec.config import K2_NANO, K2Config
+from k2lab.tensors.shards import Shards
+from k2lab.weights import tiered
+from k2lab.weights.budget import Offload, needs
+from k2lab.weights.links import Direct, Event
+from k2lab.weights.residency import by_name, simulate
+from k2lab.weights.resident import Resident
+from k2lab.weights.slab import Slabs
+from k2lab.weights.tiered import DISK, HOST, Tiered
+
+Configs = Callable[..., K2Config]
+Write = Callable[..., Path]
+INT4: dict[str, Any] = {"quantization_config": K2_NANO.quantization_config, "dtype": "bfloat16"}
+CPU = torch.device("cpu")
+QUESTION = "What do 3 x lamp and 2 x rope cost?"
+
+
+def outputs(model: K2) -> list[Tensor]:
+    """Logits of a prefill and of four single tokens after it."""
+    cache = LatentCache(model.config)
+    found = []
+    with torch.inference_mode():
+        for ids in (range(3, 40), [1], [77]):
+            step = model.step(len(ids), cache=cache, tap=untouched)
+            found.append(model(torch.tensor([list(ids)]), step))
+    return found
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+class Checkpoint:
+    """A folder, and tiered networks of it that are closed after the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, K2Config.from_json(folder)
+        self.slabs = Slabs(Shards(folder), self.config)
+        self.stores: list[Tiered] = []
+
+    def resident(self, dtype: torch.dtype = torch.float32) -> K2:
+        read = Shards(self.folder).read
+        return K2(self.config, Resident(self.config, read, dtype=dtype))
+
+    def offload(self, slots: int, **options: Any) -> Offload:
+        """Options with the budget that gives so many slots per layer (or so many layers)."""
+        plain = Offload(**{"device": CPU, "dtype": torch.float32, "device_budget": 0} | options)
+        need = needs(self.config, self.slabs.layout, plain)
+        each = (
+            self.config.n_routed_experts if plain.unit == "layer" else len(self.config.moe_layers)
+        )
+        room = need.dense + need.staging + slots * each * need.slot
+        return replace(plain, device_budget=room)
+
+    def tiered(self, slots: int, link: Any = None, **options: Any) -> K2:
+        store = Tiered(self.config, self.slabs, self.offload(slots, **options), link)
+        self.stores.append(store)
+        return K2(self.config, store)
+
+
+def closing(folder: Path) -> Iterator[Checkpoint]:
+    checkpoint = Checkpoint(folder)
+    yield checkpoint
+    for store in checkpoint.stores:
+        store.close()
+
+
+@pytest.fixture
+def nano() -> Iterator[Checkpoint]:
+    yield from closing(asset("k2-nano"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_config: Configs, random_checkpoint: Write) -> Iterator[Checkpoint]:
+    """16 experts, 4 a token, INT4."""
+    yield from closing(random_checkpoint(tmp_path / "tiny", tiny_config(**INT4), 3))
+
+
+# ----------------------------------------------------------------------------------- equal numbers
+
+
+def test_k2_nano_gives_the_same_logits_at_every_budget(
+    nano: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = nano.resident()
+    leases = nano.tiered(8).store._leases  # the same at every budget, and slow to read
+    monkeypatch.setattr(Tiered, "_read_dense", lambda store: leases)
+    ids = torch.tensor([list(range(3, 15))])
+
+    def logits(model: K2) -> list[Tensor]:
+        with torch.inference_mode():
+            cache = LatentCache(model.config)
+            steps = [ids, ids[:, 4:5]]
+            return [model(i, model.step(i.shape[1], cache=cache, tap=untouched)) for i in steps]
+
+    expected = logits(resident)
+    for slots in range(8, 65):
+        assert same(logits(nano.tiered(slots)), expected), f"{slots} slots"
+
+
+def test_all_stores_agree_on_k2_nano() -> None:
+    folder = asset("k2-nano")
+    models = [
+        load_model(folder, places)
+        for places in (
+            "resident",
+            Places(placement="sharded", device=("cpu", "cpu", "cpu")),
+            "tiered",
+            Places(placement="tiered", device_budget="12MB"),
+            Places(placement="tiered", device_budget="20MB", unit="layer"),
+        )
+    ]
+    expected = outputs(models[0])
+    assert all(same(outputs(model), expected) for model in models[1:])
+    shapes = load_model(folder, "meta")
+    ids = torch.zeros(1, 5, dtype=torch.long, device="meta")
+    blank = shapes(ids, shapes.step(5, cache=None, tap=untouched))
+    assert (*blank.shape[:2], blank.shape[2]) == (1, 5, expected[0].shape[2])
+
+
+@pytest.mark.parametrize("form", ["packed", "expanded"])
+@pytest.mark.parametrize("host_slots", [0, 1, 5, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forms_and_host_tiers_change_no_bit(
+    form: str, host_slots: int, dtype: torch.dtype, tiny: Checkpoint
+) -> None:
+    expected = outputs(tiny.resident(dtype))
+    budget = host_slots * 2 * tiny.slabs.layout.nbytes
+    for slots in (4, 5, 9, 16):
+        model = tiny.tiered(slots, form=form, dtype=dtype, host_budget=budget)
+        assert same(outputs(model), expected), f"{slots} slots"
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_whole_layers_change_no_bit(layers: int, prefetch: bool, tiny: Checkpoint) -> None:
+    model = tiny.tiered(layers, unit="layer", prefetch=prefetch)
+    assert same(outputs(model), outputs(tiny.resident()))
+    ledger = model.store.ledger()
+    if layers == 2:  # all there is
+        assert ledger.bytes_moved[DISK] < 2 * 16 * (tiny.slabs.layout.nbytes + 17)
+    else:
+        assert ledger.misses > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16"}, {"num_experts_per_tok": 1}])
+def test_plain_checkpoints_too(
+    changes: dict[str, Any], tmp_path: Path, tiny_config: Configs, random_checkpoint: Write
+) -> None:
+    for checkpoint in closing(random_checkpoint(tmp_path / "plain", tiny_config(**changes), 3)):
+        expected = outputs(checkpoint.resident())
+        for form in ("expanded", "packed"):
+            for slots in (checkpoint.config.num_experts_per_tok, 7):
+                assert same(outputs(checkpoint.tiered(slots, form=form)), expected)
+
+
+def test_prefetching_changes_no_bit_and_counts_what_it_wastes(tiny: Checkpoint) -> None:
+    model = tiny.tiered(5, prefetch=True)
+    assert same(outputs(model), outputs(tiny.resident()))
+    ledger = model.store.ledger()
+    assert ledger.prefetched_bytes > 0
+    assert 0 <= ledger.wasted_bytes <= ledger.prefetched_bytes
+
+
+def test_the_int4_kernel_is_near_the_exact_numbers(
+    tmp_path: Path, tiny_config: Configs, random_checkpoint: Write
+) -> None:
+    config = tiny_config(**INT4, moe_intermediate_size=64)
+    for checkpoint in closing(random_checkpoint(tmp_path / "wide", config, 3)):
+        exact = outputs(checkpoint.resident())
+        found = outputs(checkpoint.tiered(6, form="int4pack"))
+        again = outputs(checkpoint.tiered(16, form="int4pack"))
+        assert same(found, again)  # whatever the budget, the same bits
+        for one, other in zip(found, exact, strict=True):
+            assert (one - other).abs().mean() <= 0.02 * other.abs().mean()
+
+
+def test_taps_see_the_same_arrays_and_edit_the_same(nano: Checkpoint) -> None:
+    def seen(model: K2) -> dict[str, np.ndarray]:
+        values: dict[str, np.ndarray] = {}
+        tap = watch(
+            "layers.*", model.config, lambda site, v: values.update({site: v.numpy().copy()})
+        )
+        with torch.inference_mode():
+            ids = torch.tensor([list(range(9))])
+            values["logits"] = model(ids, model.step(9, cache=None, tap=tap)).numpy()
+        return values
+
+    first, second = seen(nano.resident()), seen(nano.tiered(8))
+    assert first.keys() == second.keys()
+    assert "layers.3.mlp.experts.rows" in first
+    for site, value in first.items():
+        assert np.array_equal(value, second[site]), site
+
+
+def test_a_whole_run_is_the_same_with_route_capture(nano: Checkpoint) -> None:
+    whole, few = k2lab.load(), k2lab.load(placement="tiered", device_budget="12MB")
+    first = whole.run(QUESTION, max_tokens=40).wait().trace
+    second = few.run(QUESTION, max_tokens=40).wait().trace
+    assert first.ids.tolist() == second.ids.tolist()
+    assert np.array_equal(first.experts, second.experts)
+    assert np.array_equal(first.weights, second.weights)
+    assert not first.moved
+    assert [each.start for each in second.moved][:2] == [0, second.moved[0].tokens]
+
+
+# ------------------------------------------------------------------------------------ exact counts
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "belady"])
+@pytest.mark.parametrize("slots", [8, 13, 40])
+def test_the_replay_counts_what_the_store_counted(
+    policy: str, slots: int, nano: Checkpoint
+) -> None:
+    tokenizer = k2lab.load().tokenizer
+    ids = tokenizer.encode("3 x lamp and 2 x rope. " * 4)
+
+    def events(model: K2) -> list[Any]:
+        lab = Lab("nano", model, tokenizer, tuple)
+        return list(lab.generate(ids, max_tokens=12))
+
+    routes = [each.experts for each in events(nano.resident()) if isinstance(each, Routed)]
+    model = nano.tiered(slots, policies=by_name(policy, routes))
+    moved = [each for each in events(model) if isinstance(each, ExpertsMoved)]
+    replay = simulate(routes, slots=slots, policy=policy)  # type: ignore[arg-type]
+    assert np.array_equal(np.array([each.hits for each in moved]), replay.hits)
+    assert np.array_equal(np.array([each.misses for each in moved]), replay.misses)
+    loads = [(number, *row) for number, each in enumerate(moved) for row in each.loads.tolist()]
+    told = [
+        (number, layer, load.slot, load.expert, -1 if load.evicted is None else load.evicted)
+        for number, layer, load in replay.loads
+    ]
+    assert sorted(loads) == sorted(told)
+    ledger = model.store.ledger()
+    assert (ledger.hits, ledger.misses) == (replay.hits.sum(), replay.misses.sum())
+    assert all(each.slots == slots for each in moved)
+
+
+def test_the_ledger_counts_every_byte(tiny: Checkpoint) -> None:
+    model = tiny.tiered(16)
+    outputs(model)
+    ledger = model.store.ledger()
+    slab = tiny.slabs.layout.nbytes
+    # Beyond the slab two shapes are read along, 8 bytes each.
+    assert ledger.bytes_moved == {DISK: ledger.misses * (slab + 16)}
+    outputs(model)
+    assert ledger.bytes_moved == {DISK: ledger.misses * (slab + 16)}
+    assert ledger.misses == len(model.store._held[0].slot_of) + len(model.store._held[1].slot_of)
+    assert ledger.stall_seconds > 0
+
+
+def test_the_host_tier_saves_the_disk(tiny: Checkpoint) -> None:
+    few = tiny.tiered(4, host_budget=2 * 16 * tiny.slabs.layout.nbytes)
+    outputs(few)
+    ledger = few.store.ledger()
+    slab = tiny.slabs.layout.nbytes
+    assert ledger.bytes_moved[HOST] == ledger.misses * slab
+    distinct_experts = len(few.store._host._held[0].slot_of) + len(few.store._host._held[1].slot_of)
+    assert ledger.bytes_moved[DISK] == distinct_experts * (slab + 16)
+    assert ledger.bytes_moved[DISK] < ledger.bytes_moved[HOST]
+
+
+def test_moves_are_told_once(tiny: Checkpoint) -> None:
+    model = tiny.tiered(6)
+    outputs(model)
+    moves = model.store.take_moves()
+    ledger = model.store.ledger()
+    assert sum(moves.misses) == ledger.misses == len(moves.loads)
+    assert sum(moves.hits) == ledger.hits
+    assert moves.bytes_moved == ledger.bytes_moved
+    assert sum(moves.stall_seconds) == pytest.approx(ledger.stall_seconds)
+    empty = model.store.take_moves()
+    assert (sum(empty.hits), sum(empty.misses), empty.loads, empty.bytes_moved) == (0, 0, (), {})
+
+
+# ----------------------------------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize("unit", ["expert", "layer"])
+def test_a_budget_too_small_is_refused_with_the_number_that_works(
+    unit: str, nano: Checkpoint
+) -> None:
+    least = nano.offload(8 if unit == "expert" else 1, unit=unit)
+    with pytest.raises(BudgetError) as caught:
+        Tiered(nano.config, nano.slabs, replace(least, device_budget=least.device_budget - 1))
+    assert f"device_budget={least.device_budget} " in caught.value.mend
+    store = Tiered(nano.config, nano.slabs, least)
+    assert store.room == ((5, 8) if unit == "expert" else (1, 64))
+    store.close()
+    with pytest.raises(BudgetError, match=f"{least.device_budget:,}"):
+        k2lab.load(placement="tiered", unit=unit, device_budget="1MB")  # type: ignore[arg-type]
+
+
+def test_a_larger_budget_is_used(nano: Checkpoint) -> None:
+    rooms = [nano.tiered(slots).store.room.slots for slots in (8, 9, 33, 64, 80)]
+    assert rooms == [8, 9, 33, 64, 64]
+
+
+MEASURE = """
+import resource, sys, gc, torch
+from dataclasses import replace
+from pathlib import Path
+import k2lab
+from k2lab.engine.taps import untouched
+from k2lab.weights.tiered import Tiered
+
+def resident():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+
+folder, budget = sys.argv[1], int(sys.argv[2])
+warm = k2lab.load(); warm.logits(torch.tensor([[1, 2, 3]])); del warm; gc.collect()
+before = resident()
+lab = k2lab.load(folder, placement="tiered", device_budget=budget)
+model = lab.model
+most = 0
+for number in range(24):
+    with torch.inference_mode():
+        ids = torch.tensor([[number * 19 % 640]])
+        model(ids, model.step(1, cache=None, tap=untouched))
+    most = max(most, resident() - before)
+print(model.store.form, model.store.slots, most)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc to measure with")
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_memory_stays_within_the_budget(
+    share: float, tmp_path: Path, tiny_config: Configs, random_checkpoint: Write
+) -> None:
+    config = tiny_config(
+        **INT4, num_hidden_layers=2, hidden_size=512, moe_intermediate_size=512, n_routed_experts=24,
+        num_experts_per_tok=4,
+    )  # fmt: skip
+    folder = random_checkpoint(tmp_path / "wide", config, 3)
+    slabs = Slabs(Shards(folder), config)
+    plain = Offload(device=CPU, dtype=torch.float32, device_budget=0)
+    need = needs(config, slabs.layout, plain)
+    budget = need.smallest + int((need.most - need.smallest) * share)
+    given = [sys.executable, "-c", MEASURE, str(folder), str(budget)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment)
+    form, slots, most = done.stdout.split()
+    assert int(slots) < 24 or share == 1.0
+    assert int(most) <= budget * 1.05, f"{form}: {int(most):,} of {budget:,} bytes"
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+def lose(file: Path) -> None:
+    file.rename(file.with_suffix(".away"))
+
+
+def shrink(file: Path) -> None:
+    file.with_suffix(".away").write_bytes(file.read_bytes())
+    os.truncate(file, 60_000)
+
+
+def forbid(file: Path) -> None:
+    lose(file)
+    file.mkdir()
+
+
+@pytest.mark.parametrize("unit", ["expert", "layer"])
+@pytest.mark.parametrize("damage", [lose, shrink, forbid])
+def test_a_lost_shard_stops_the_run_and_the_session_goes_on(
+    damage: Callable[[Path], None], unit: str, tmp_path: Path, small_checkpoint: Path
+) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for each in small_checkpoint.iterdir():
+        (folder / each.name).write_bytes(each.read_bytes())
+    file = folder / "model.safetensors"
+    whole = k2lab.load(small_checkpoint)
+    probe = k2lab.load(folder, placement="tiered", unit=unit)  # type: ignore[arg-type]
+    need = probe.model.store.needs
+    lab = k2lab.load(folder, placement="tiered", unit=unit, device_budget=need.smallest)  # type: ignore[arg-type]
+    calls = 0
+
+    def tap(site: str, value: Any) -> Any:
+        nonlocal calls
+        calls += site == "layers.2.input"
+        if calls == 4 and site == "layers.2.input":
+            damage(file)
+        return value
+
+    run = lab.run("Hello", max_tokens=20, tap=tap).wait()
+    assert run.state == "error"
+    assert run.trace.stopped.reason == "error"
+    detail = run.trace.stopped.detail
+    assert "model.safetensors" in detail
+    assert ".mlp.experts." in detail
+    assert 3 <= len(run.trace) - len(run.trace.ids[: run.trace.moved[0].tokens]) <= 5
+    again = lab.run("Hello", max_tokens=20).wait()
+    assert again.state == "error"
+    if file.is_dir():
+        file.rmdir()
+    file.with_suffix(".away").replace(file)
+    after = lab.run("Hello", max_tokens=20).wait()
+    assert after.state == "done", after.error
+    assert after.trace.ids.tolist() == whole.run("Hello", max_tokens=20).wait().trace.ids.tolist()
+
+
+def test_a_stopped_run_leaves_a_store_that_works(tiny: Checkpoint) -> None:
+    model = tiny.tiered(4)
+
+    def stop(site: str, value: Any) -> Any:
+        if site == "layers.2.mlp.shared_experts.output":  # experts are on their way
+            raise KeyboardInterrupt
+        return value
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt), torch.inference_mode():
+            model(torch.tensor([[9, 8, 7]]), model.step(3, cache=None, tap=stop))
+    assert same(outputs(model), outputs(tiny.resident()))
+
+
+LOAD = """
+import sys, k2lab
+from k2lab.weights import slab
+real = slab.Slabs.read
+def slow(self, key):
+    print("reading", flush=True)
+    import time; time.sleep(0.05)
+    return real(self, key)
+slab.Slabs.read = slow
+k2lab.load(sys.argv[1], placement="tiered")
+print("loaded", flush=True)
+"""
+
+
+def test_killed_during_load_leaves_no_half_state(tmp_path: Path, small_checkpoint: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for each in small_checkpoint.iterdir():
+        (folder / each.name).write_bytes(each.read_bytes())
+    before = {each.name: each.read_bytes() for each in folder.rglob("*")}
+    given = [sys.executable, "-c", LOAD, str(folder)]
+    with subprocess.Popen(given, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        assert process.stdout.readline() == "reading\n"
+        process.kill()
+        assert "loaded" not in process.stdout.read()
+    assert {each.name: each.read_bytes() for each in folder.rglob("*")} == before
+    lab, whole = k2lab.load(folder, placement="tiered"), k2lab.load(small_checkpoint)
+    ids = torch.tensor([[4, 5, 6]])
+    assert torch.equal(lab.logits(ids), whole.logits(ids))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="the system does not count reads")
+def test_two_loads_share_the_page_cache(tiny: Checkpoint) -> None:
+    """The second store asks the disk for nothing: its reads come from the pages of the first."""
+
+    def from_disk() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
+
+    outputs(tiny.tiered(16))
+    before = from_disk()
+    outputs(tiny.tiered(16))
+    moved = tiny.stores[1].ledger().bytes_moved[DISK]
+    assert moved > 80_000
+    assert from_disk() - before < moved / 10
+
+
+# -------------------------------------------------------------------------------------------- time
+
+
+class Late(Direct):
+    """A link whose copies are made later, by a thread, and read their source only then."""
+
+    class Done:
+        def __init__(self) -> None:
+            self.happened = threading.Event()
+
+        def synchronize(self) -> None:
+            assert self.happened.wait(10)
+
+    def copy(self, source: Tensor, target: Tensor, after: Event) -> Event:
+        done = Late.Done()
+
+        def work() -> None:
+            after.synchronize()
+            time.sleep(0.002)
+            target.copy_(source)
+            done.happened.set()
+
+        threading.Thread(target=work, daemon=True).start()
+        return done
+
+
+def test_the_network_waits_for_copies_that_come_late(tiny: Checkpoint) -> None:
+    expected = outputs(tiny.resident())
+    for host_slots in (0, 4):
+        budget = host_slots * 2 * tiny.slabs.layout.nbytes
+        model = tiny.tiered(4, Late(), form="packed", host_budget=budget)
+        assert same(outputs(model), expected)
+
+
+def test_all_misses_of_a_layer_are_begun_before_anything_is_computed(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiered, "JOB_BYTES", 0)
+    model = tiny.tiered(4, readers=4)
+    gate, begun = threading.Event(), threading.Semaphore(0)
+    real = Slabs.read_into
+
+    def held(self: Slabs, layer: int, expert: int, slab: Any) -> int:
+        begun.release()
+        assert gate.wait(10)
+        return real(self, layer, expert, slab)
+
+    monkeypatch.setattr(Slabs, "read_into", held)
+    batch = model.store.experts(1, torch.tensor([[1, 4, 9, 12]]))
+    assert all(begun.acquire(timeout=10) for _ in range(4))
+    gate.set()
+    assert batch.rows(torch.ones(1, 64)).shape == (1, 4, 64)
