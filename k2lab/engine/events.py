@@ -55,6 +55,45 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsMoved:
+    """What an offloading store brought for the tokens `start … start + tokens − 1` (as inputs).
+
+    A miss is an expert that had to be brought; every other request, one per (token, slot), is a
+    hit. `loads` tells the residency itself: replayed in order, it says who lies in which slot.
+    """
+
+    start: int
+    tokens: int
+    slots: int  # per MoE layer
+    hits: np.ndarray  # int64 [layer]
+    misses: np.ndarray  # int64 [layer]
+    stall: np.ndarray  # float64 [layer], seconds that the network waited for experts
+    loads: np.ndarray  # int32 [load, 4]: MoE layer (from 0), slot, expert, evicted expert or −1
+    bytes_moved: dict[str, int]  # by link, such as "disk→host"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """Values inside the network for the tokens `start … start + n − 1` (as inputs), by name.
+
+    Names and their meaning: `trace/captured.py`.
+    """
+
+    start: int
+    heads: tuple[int, ...]  # of the queries' head axis
+    layers: dict[str, tuple[int, ...]]  # the layers of the second axis
+    arrays: dict[str, np.ndarray]  # [token, layer, …]; bfloat16 as its bits, uint16
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Captured values of the tokens before `first` were given up, to stay within the budget."""
+
+    first: int
+    budget: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ToolAsked:
     """The model asked for a tool. `key` is unique in the run; the wire id need not be."""
 
@@ -102,4 +141,16 @@ class Stopped:
     seconds: float
 
 
-Event = PromptRead | TokenChosen | Routed | ToolAsked | ToolAnswered | Misread | Answered | Stopped
+Event = (
+    PromptRead
+    | TokenChosen
+    | Routed
+    | ExpertsMoved
+    | Captured
+    | Dropped
+    | ToolAsked
+    | ToolAnswered
+    | Misread
+    | Answered
+    | Stopped
+)

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from k2lab.engine.events import Event, Kind, PromptRead, Routed, TokenChosen
+from k2lab.engine.capture import ROUTE, Capture, Level
+from k2lab.engine.events import Event, Kind, PromptRead, TokenChosen
+from k2lab.engine.moves import moved
 from k2lab.engine.sampling import Sampler, greedy
-from k2lab.engine.taps import RouteCapture, chain, untouched
+from k2lab.engine.surgery import Surgery
+from k2lab.engine.taps import chain, untouched
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -54,7 +57,9 @@ class Settings:
     max_tokens: int = 1024  # chosen tokens
     stop_ids: frozenset[int] = frozenset()
     tap: Tap = untouched
-    capture: bool = True  # report routing as events
+    edits: Surgery | None = None
+    turn: tuple[int, ...] = ()  # of the turn that goes on: its ids so far, those of the prompt too
+    capture: Level = ROUTE  # what is reported of the inside
     clock: Callable[[], float] = field(default=time.perf_counter)  # seconds since the run began
 
 
@@ -64,29 +69,34 @@ def generate(
     """Read `prompt` after what the cache holds, then choose tokens until a stop id or the limit."""
     check_ids(prompt.ids, model.config.vocab_size)
     cache.room_for(len(prompt.ids) + 1)
-    capture = RouteCapture(model.config) if settings.capture else None
-    tap = chain(settings.tap, capture.tap) if capture else settings.tap
+    capture = Capture(model, settings.capture) if settings.capture else None
+    watched = chain(settings.tap, capture.tap) if capture else settings.tap
 
-    def read(ids: Sequence[int]) -> tuple[Tensor, Routed | None]:
-        """Logits after the last of `ids`, and their routing."""
-        start = cache.length
+    def read(ids: Sequence[int], kinds: Sequence[Kind]) -> tuple[Tensor, list[Event]]:
+        """Logits after the last of `ids`, and what was captured of them."""
+        start, tap = cache.length, watched
+        if settings.edits is not None:
+            tap = chain(settings.edits.tap(start, kinds, len(ids)), watched)
         # inference_mode belongs to the thread, so it must not stay on across a yield.
         with torch.inference_mode():
             step = model.step(len(ids), cache=cache, tap=tap)
             hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
             logits = model.logits(hidden[:, -1:], step)[0, -1].float()
-            return logits, capture.take(start) if capture else None
+            return logits, list(capture.take(start)) if capture else []
 
     for offset in range(0, len(prompt.ids), CHUNK):
         part = slice(offset, offset + CHUNK)
         start, began = cache.length, settings.clock()
-        logits, routed = read(prompt.ids[part])
+        logits, captured = read(prompt.ids[part], prompt.kinds[part])
         seconds = settings.clock() - began
         yield PromptRead(start, prompt.ids[part], prompt.texts[part], prompt.kinds[part], seconds)
-        if routed:
-            yield routed
+        yield from captured
+        yield from moved(model.store, start, len(prompt.ids[part]))
 
     stream, kinds = Utf8Stream(), KindTracker(tokenizer)
+    for each in settings.turn:
+        stream.feed(tokenizer.decode_bytes([each]))
+        kinds.feed(each)
     room = model.config.max_position_embeddings - cache.length
     for left in reversed(range(min(settings.max_tokens, room))):
         with torch.inference_mode():
@@ -97,9 +107,9 @@ def generate(
             text += stream.flush()  # half a character at the very end
         index, kind = cache.length, kinds.feed(chosen)
         yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
-        logits, routed = read([chosen])
-        if routed:
-            yield routed
+        logits, captured = read([chosen], [kind])
+        yield from captured
+        yield from moved(model.store, index, 1)
         if chosen in settings.stop_ids:
             return
 

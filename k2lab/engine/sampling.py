@@ -7,6 +7,7 @@ A sampler with a seed owns its generator, so the same seed gives the same tokens
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -42,23 +43,47 @@ def sampled(
     _check("min_p", min_p, low=0.0, high=1.0)
     if temperature == 0:
         return greedy
-    generator = torch.Generator().manual_seed(seed)
+    return Sampled(temperature, top_k, top_p, min_p, seed)
 
-    def choose(logits: Tensor) -> int:
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What `sampled` gives: its options, and the generator that they are drawn with."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    _generator: torch.Generator = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_generator", torch.Generator().manual_seed(self.seed))
+
+    def __call__(self, logits: Tensor) -> int:
+        """The chosen id."""
         # From the largest down, so that a temperature near 0 gives −∞ and never ∞.
-        spread = (logits - logits.max()).cpu() / temperature
+        spread = (logits - logits.max()).cpu() / self.temperature
         probabilities, ids = spread.softmax(-1).sort(descending=True, stable=True)
-        if top_k:
-            probabilities = probabilities[:top_k] / probabilities[:top_k].sum()
-        if top_p < 1:
+        if self.top_k:
+            probabilities = probabilities[: self.top_k] / probabilities[: self.top_k].sum()
+        if self.top_p < 1:
             # A token stays while what stands before it is less than top_p; the first always does.
             before = probabilities.cumsum(0) - probabilities
-            probabilities = probabilities[(before < top_p) | (before == 0)]
-        if min_p:
-            probabilities = probabilities[probabilities >= min_p * probabilities[0]]
-        return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+            probabilities = probabilities[(before < self.top_p) | (before == 0)]
+        if self.min_p:
+            probabilities = probabilities[probabilities >= self.min_p * probabilities[0]]
+        return int(ids[torch.multinomial(probabilities, 1, generator=self._generator)])
 
-    return choose
+    def __repr__(self) -> str:
+        given = (each for each in fields(self) if each.init)
+        options = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in given)
+        return f"sampled({options})"
+
+
+def anew(sampler: Sampler) -> Sampler:
+    """The sampler with its generator at its seed; one of a person's own as it is."""
+    return replace(sampler) if isinstance(sampler, Sampled) else sampler
 
 
 def _check(name: str, value: float, *, low: float, high: float) -> None:

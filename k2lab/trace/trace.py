@@ -1,14 +1,13 @@
 """Trace: a finished or growing run as arrays, folded from its events.
 
-One thread appends, any number of threads read. Every column is written before the length that
-publishes it, and a full buffer is replaced by a longer copy, never moved: what a reader has got
-stays valid. Not here: files, pictures, statistics (see `routing`).
+One thread appends, any number of threads read (see `table`). Not here: the file (`file`), pictures,
+statistics (`routing`, `phases`), what the heads read (`attention`), two traces (`compare`).
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,10 @@ from numpy.typing import NDArray
 from k2lab.engine.events import (
     KINDS,
     Answered,
+    Captured,
+    Dropped,
     Event,
+    ExpertsMoved,
     Kind,
     Misread,
     PromptRead,
@@ -27,9 +29,19 @@ from k2lab.engine.events import (
     ToolAsked,
 )
 from k2lab.errors import TraceError
+from k2lab.trace.captured import CapturedValues
+from k2lab.trace.table import Table
 
-FIRST_CAPACITY = 256
 CODE: dict[str, int] = {kind: code for code, kind in enumerate(KINDS)}
+
+TOKEN = {
+    "ids": np.int32,
+    "kinds": np.uint8,
+    "entropy": np.float32,
+    "logprob": np.float32,
+    "seconds": np.float32,
+}
+"""Columns of the tokens."""
 
 Top = tuple[tuple[int, str, float], ...]
 
@@ -81,17 +93,34 @@ class Trace:
     def __init__(self, about: About) -> None:
         self.about = about
         self.calls: list[CallRecord] = []
+        self.moved: list[ExpertsMoved] = []  # by forward, where the store offloads
         self.misread: list[Misread] = []  # what was written like a call and could not be run
         self.stopped: Stopped | None = None
         self.answer = ""
         self.prefill_seconds = 0.0
-        self._tokens = _Table(ids=np.int32, kinds=np.uint8, entropy=np.float32,
-                              logprob=np.float32, seconds=np.float32)  # fmt: skip
+        self.captured = CapturedValues()  # beyond routes, where the capture level asked for it
+        self.dropped: Dropped | None = None  # the latest: what the byte budget gave up
+        self.redacted = False  # texts and ids were taken out when it was saved
+        self._tokens = Table.empty({name: (dtype, ()) for name, dtype in TOKEN.items()})
         self._texts: list[str] = []
         self._top: list[Top] = []
         row = (about.moe_layers, about.slots)
-        self._routing = _Table(experts=(np.uint16, row), weights=(np.uint8, row),
-                               margin=(np.float16, row[:1]))  # fmt: skip
+        self._routing = Table.empty(
+            {
+                "experts": (np.uint16, row),
+                "weights": (np.uint8, row),
+                "margin": (np.float16, row[:1]),
+            }
+        )
+
+    @classmethod
+    def of(
+        cls, about: About, tokens: Table, routing: Table, *, texts: list[str], top: list[Top]
+    ) -> "Trace":
+        """The trace with these columns, such as those of a file."""
+        trace = cls(about)
+        trace._tokens, trace._routing, trace._texts, trace._top = tokens, routing, texts, top
+        return trace
 
     @classmethod
     def collect(cls, events: Iterable[Event], about: About) -> "Trace":
@@ -116,6 +145,13 @@ class Trace:
                 )  # fmt: skip
             case Routed():
                 self._append_routing(event)
+            case ExpertsMoved():
+                self.moved.append(event)
+            case Captured():
+                self.captured.append(event)
+            case Dropped():
+                self.captured.forget(event.first)
+                self.dropped = event
             case ToolAsked(key, id_, name, arguments, index):
                 self.calls.append(CallRecord(key, id_, name, arguments, index))
             case ToolAnswered():
@@ -211,6 +247,37 @@ class Trace:
         for start, stop in pairwise(edges):
             yield Span(KINDS[int(kinds[start])], start, stop)
 
+    def fork(self, at: int) -> "Trace":
+        """A growing trace of the first `at` tokens, which shares their arrays; no end, no answer.
+
+        Calls that ended before `at` are in it, with their answers.
+        """
+        made = Trace.of(
+            self.about,
+            self._tokens.fork(at),
+            self._routing.fork(at),
+            texts=self._texts[:at],
+            top=self._top[:at],
+        )
+        made.calls = [call for call in self.calls if call.index < at]
+        made.moved = [moved for moved in self.moved if moved.start + moved.tokens <= at]
+        made.captured = self.captured.fork(at)
+        made.dropped, made.redacted = self.dropped, self.redacted
+        made.prefill_seconds = self.prefill_seconds
+        return made
+
+    def save(self, path: str | Path, *, redact: bool = False) -> Path:
+        """Writes the trace so far as a `.k2trace` file; `redact` leaves every text and id out."""
+        from k2lab.trace.file import save
+
+        return save(self, Path(path), redact=redact)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Writes one HTML file with the linked widgets, which needs no kernel and no network."""
+        from k2lab.widgets.page import write
+
+        return write(self, Path(path))
+
     def _append_prompt(self, event: PromptRead) -> None:
         self._follows("prompt", event.start, len(self))
         count = len(event.ids)
@@ -257,32 +324,3 @@ class Trace:
                 expected=f"{what} {expected}, the next one.",
                 mend="append every event of one run, once and in order.",
             )
-
-
-class _Table:
-    """Columns of equal length that grow by doubling; `length` is set after the rows."""
-
-    def __init__(self, **columns: Any) -> None:
-        self.length = 0
-        self._columns = {
-            name: np.zeros((FIRST_CAPACITY, *shape), dtype)
-            for name, spec in columns.items()
-            for dtype, shape in [spec if isinstance(spec, tuple) else (spec, ())]
-        }
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        length = self.length  # before the buffer: it may be replaced in between, by a longer one
-        view = self._columns[name][:length]
-        view.flags.writeable = False
-        return view
-
-    def append(self, count: int, **values: Any) -> None:
-        stop = self.length + count
-        for name, value in values.items():
-            column = self._columns[name]
-            if stop > len(column):
-                longer = np.zeros((max(stop, 2 * len(column)), *column.shape[1:]), column.dtype)
-                longer[: self.length] = column[: self.length]
-                self._columns[name] = column = longer
-            column[self.length : stop] = value
-        self.length = stop

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from k2lab.engine import generate as module
+from k2lab.engine.capture import OFF
 from k2lab.engine.events import Event, PromptRead, Routed, TokenChosen
 from k2lab.engine.generate import KindTracker, Prompt, Settings, describe, generate, pieces
 from k2lab.engine.sampling import sampled
@@ -91,7 +92,7 @@ def test_routing_covers_every_token_once(model: K2, tiny_tokenizer: Tokenizer) -
 
 
 def test_routing_is_not_told_where_nobody_asked(model: K2, tiny_tokenizer: Tokenizer) -> None:
-    events = events_of(model, tiny_tokenizer, settings=Settings(max_tokens=3, capture=False))
+    events = events_of(model, tiny_tokenizer, settings=Settings(max_tokens=3, capture=OFF))
     assert not [event for event in events if isinstance(event, Routed)]
     assert len(chosen(events)) == 3
 
