@@ -1,4 +1,8 @@
-import { calm, choice, clamp, css, decimal, el, gradient, isDark, onKeys, onTheme, painter, percent, ramp, statusLine, storeView, table, toggle } from "./_kit.js";
+import { clamp, decimal, percent } from "./_numbers.js";
+import { calm, gradient, ramp } from "./_colour.js";
+import { choice, el, onKeys, storeView } from "./_kit.js";
+import { picturePanel } from "./_panel.js";
+import { pixels } from "./_pen.js";
 
 /**
  * ExpertMap: layers × routed experts as one picture. The last token, the whole run, the selected
@@ -16,12 +20,12 @@ export const MODES = { all: "Whole run", token: "Token", range: "Selection", dif
  * @param {number} width @param {number} rows @param {number} experts @param {number} [ratio] device pixels per px
  */
 export function place(width, rows, experts, ratio = 1) {
-  const left = 34, top = 20, bar = width < 720 ? 50 : 56, bars = 3 * bar + 10;
+  const left = 34, top = 20, bar = width < 720 ? 50 : 56, shown = width - left - 3 * bar - 16 >= experts / ratio ? 3 : 1, bars = shown * bar + 10;
   const room = Math.max(40, width - left - bars - 6);
   const cell = clamp(Math.floor((room * ratio) / Math.max(1, experts)) / ratio, 1 / ratio, 18);
   const line = clamp(Math.floor(336 / Math.max(1, rows)), 5, 26);
   const right = left + cell * experts;
-  return { left, top, cell, line, right, bar, barsAt: right + 12, width: Math.ceil(right + 12 + bars), height: top + line * rows + 20, gap: cell >= 5 && line >= 8 ? 1 : 0 };
+  return { left, top, cell, line, right, bar, bars: shown, barsAt: right + 12, width: Math.ceil(right + 12 + bars), height: top + line * rows + 20, gap: cell >= 5 && line >= 8 ? 1 : 0 };
 }
 
 /** Row and column at a point, or null. @param {ReturnType<typeof place>} at */
@@ -35,25 +39,25 @@ export function tickStep(cell, experts) {
   return [1, 2, 4, 8, 16, 32, 64, 128].find((step) => step * cell >= 34 || step >= experts) ?? 128;
 }
 
-/** For each row the experts in the order of the columns. @param {Uint32Array} load */
-export function orders(load, rows, experts, sort) {
+/** For each row the experts in the order of the columns: by number, or by falling value. @param {ArrayLike<number>} values */
+export function orders(values, rows, experts, sort) {
   return Array.from({ length: rows }, (_, row) => {
     const order = Uint16Array.from({ length: experts }, (_, i) => i);
-    return sort === "load" ? order.sort((a, b) => load[row * experts + b] - load[row * experts + a] || a - b) : order;
+    return sort === "id" ? order : order.sort((a, b) => values[row * experts + b] - values[row * experts + a] || a - b);
   });
 }
 
 /** How even a row's load is: entropy (1: even), Gini (0: even), dormant share; null without load. */
 export function evenness(load, row, experts) {
-  const counts = Array.from(load.subarray(row * experts, (row + 1) * experts)).sort((a, b) => a - b);
-  const total = counts.reduce((sum, count) => sum + count, 0);
+  const counts = Uint32Array.from(load.subarray(row * experts, (row + 1) * experts)).sort(); // typed: by value
+  let total = 0, entropy = 0, gini = 0, dormant = 0;
+  for (const count of counts) total += count;
   if (!total) return null;
-  let entropy = 0, gini = 0, dormant = 0;
-  counts.forEach((count, i) => {
-    const share = count / total;
-    if (count) entropy -= share * Math.log(share); else dormant++;
+  for (let i = 0; i < experts; i++) {
+    const share = counts[i] / total;
+    if (share) entropy -= share * Math.log(share); else dormant++;
     gini += (2 * (i + 1) - experts - 1) * share;
-  });
+  }
   return { entropy: entropy / Math.log(experts), gini: gini / experts, dormant: dormant / experts };
 }
 
@@ -113,53 +117,110 @@ export function layerRows(data, load) {
   });
 }
 
+// ---------------------------------------------------------------- drawing
+
+function draw(pen, at, ink, { data, order, shown, even, colours, row, expert, token, pin, sort, scratch }) {
+  const { rows, experts } = data, share = shown.both ? (value) => (value + 1) / 2 : (value) => value;
+  const drawn = lastDrawn.get(scratch) ?? [], now = [shown.values, order, colours];
+  if (now.some((one, i) => one !== drawn[i])) { pixels(scratch, rows, experts, (r, c) => share(shown.values[r * experts + order[r][c]]), colours); lastDrawn.set(scratch, now); }
+  pen.drawImage(scratch, at.left, at.top, at.cell * experts, at.line * rows);
+  if (at.gap) {
+    pen.fillStyle = ink.bg;
+    for (let c = 1; c < experts; c++) pen.fillRect(at.left + c * at.cell - 1, at.top, 1, at.line * rows);
+    for (let r = 1; r < rows; r++) pen.fillRect(at.left, at.top + r * at.line - 1, at.cell * experts, 1);
+  }
+  axes(pen, at, ink, data, sort);
+  bars(pen, at, ink, even);
+  const frame = (r, e, colour, width) => { // width below 0: inside the cell
+    const x = at.left + order[r].indexOf(e) * at.cell, y = at.top + r * at.line, w = Math.max(at.cell - at.gap, 3), h = at.line - at.gap;
+    pen.strokeStyle = colour; pen.lineWidth = Math.abs(width);
+    pen.strokeRect(x - width / 2, y - width / 2, w + width, h + width);
+  };
+  if (token >= 0 && at.cell >= 4) for (let r = 0; r < rows; r++) for (const one of data.choices(token, r)) { frame(r, one.expert, "#000", 1); frame(r, one.expert, "#fff", -1); }
+  if (pin[0] >= 0 && pin[0] < rows && pin[1] >= 0 && pin[1] < experts) frame(pin[0], pin[1], ink.pin, 2);
+  if (row >= 0 && expert >= 0 && expert < experts) { frame(row, expert, ink.bg, 4); frame(row, expert, ink.pin, 2); }
+}
+
+/** What each small canvas holds: values, order, colours. @type {WeakMap<HTMLCanvasElement, any[]>} */
+const lastDrawn = new WeakMap();
+
+function axes(pen, at, ink, { rows, experts, dense }, sort) {
+  const every = Math.max(1, Math.ceil(13 / at.line) * (at.line < 13 ? 3 : 1));
+  pen.font = `11px ${ink.sans}`;
+  pen.fillStyle = ink.dim;
+  pen.textBaseline = "middle"; pen.textAlign = "right";
+  for (let r = 0; r < rows; r += every) pen.fillText(`L${r + dense}`, at.left - 6, at.top + (r + 0.5) * at.line);
+  pen.textBaseline = "top"; pen.textAlign = "left";
+  const below = at.top + rows * at.line + 5, words = { load: "busiest expert of each layer first", affinity: "thinking first, answer last, in each layer" }[sort];
+  if (words) { pen.fillText(words, at.left, below); return; }
+  pen.textAlign = "center";
+  for (let c = 0, step = tickStep(at.cell, experts); c < experts; c += step) pen.fillText(String(c), at.left + (c + 0.5) * at.cell, below);
+}
+
+function bars(pen, at, ink, even) {
+  const columns = [["entropy", "entropy", decimal], ["gini", "Gini", decimal], ["dormant", "dormant", percent]].slice(0, at.bars);
+  pen.textAlign = "left"; pen.font = `11px ${ink.sans}`;
+  columns.forEach(([name, label, words], i) => {
+    const x = at.barsAt + i * at.bar, width = at.bar - 8;
+    pen.fillStyle = ink.dim; pen.textBaseline = "alphabetic";
+    pen.fillText(label, x, at.top - 6, width);
+    even.forEach((one, r) => {
+      if (!one) return;
+      const y = at.top + r * at.line;
+      pen.fillStyle = ink.soft;
+      pen.fillRect(x, y, Math.max(0.5, one[name] * width), at.line - 1);
+      if (at.line < 14) return;
+      pen.fillStyle = ink.fg; pen.textBaseline = "middle";
+      pen.fillText(words(one[name]), x + 3, y + at.line / 2);
+    });
+  });
+}
+
 // ---------------------------------------------------------------- the widget
 
-function fill({ model, store, root, signal, fail }) {
+function fill(view) {
+  const { model, store, root, signal } = view, scratch = document.createElement("canvas");
   root.classList.add("k2-experts");
-  let data = store.data, at = place(600, 0, 0), order = [], asTable = false, brush = { key: "", load: new Uint32Array(0) };
-  let glow = new Float32Array(0), glowAt = 0, glowSeen = 0, spoken = "", problem = "";
-  const picture = document.createElement("canvas");
-
-  const paint = painter(draw, signal, fail);
-  const set = (name) => (value) => { model.set(name, value); model.save_changes(); paint(); };
+  let data = store.data, order = [], orderKey = "", even = [], evenKey = "", brush = { key: "", load: new Uint32Array(0) };
+  let whole = { key: "", values: new Float32Array(0) }, glow = new Float32Array(0), glowAt = 0, glowSeen = 0, problem = "";
+  const set = (name) => (value) => { model.set(name, value); model.save_changes(); panel.paint(); };
   const box = el("input", { class: "k2-input k2-search", type: "search", placeholder: "L3 E12", "aria-label": "Find an expert, such as L3 E12" });
   const low = el("span"), high = el("span"), swatch = el("span", { class: "k2-ramp" });
-  const tools = el("div", { class: "k2-tools" },
-    choice("Show", Object.entries(MODES), model.get("mode"), set("mode"), signal),
-    choice("Sort", [["id", "by id"], ["load", "by load"]], model.get("sort"), set("sort"), signal),
-    choice("Palette", [["cividis", "cividis"], ["viridis", "viridis"]], store.get("palette"), (palette) => { store.select({ palette }); }, signal),
-    box, el("span", { class: "k2-gap" }), toggle("Table", (on) => { asTable = on; paint(); }, signal));
-  const canvas = el("canvas", { "aria-hidden": "true" });
-  const spot = el("div", { role: "gridcell", id: `k2-cell-${Math.floor(performance.now() * 1000)}` });
-  const grid = el("div", { class: "k2-grid", role: "grid", tabindex: 0, "aria-label": "Routed experts by layer. Arrow keys move, Enter pins, Escape clears." },
-    el("div", { role: "row", class: "k2-hidden" }, spot), canvas);
-  const empty = el("p", { class: "k2-empty", hidden: true });
-  const readout = el("p", { class: "k2-readout" }), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
-  const pane = el("div", { class: "k2-table-pane", hidden: true, tabindex: 0, role: "region", "aria-label": "Layers as a table" });
-  root.append(statusLine(store, signal), tools, empty, grid, pane, el("div", { class: "k2-foot" }, readout, el("span", { class: "k2-legend" }, low, swatch, high)), live);
+  const mode = choice("Show", Object.entries(MODES), model.get("mode"), set("mode"), signal);
+  const panel = picturePanel(view, {
+    name: "ExpertMap", label: "Routed experts by layer. Arrow keys move, Enter pins, Escape clears, slash searches.",
+    tools: [mode, choice("Sort", [["id", "by id"], ["load", "by load"], ["affinity", "by affinity"]], model.get("sort"), set("sort"), signal),
+      choice("Palette", [["cividis", "cividis"], ["viridis", "viridis"]], store.get("palette"), (palette) => { store.select({ palette }); }, signal), box],
+    content,
+    at: (x, y, at) => { const cell = cellAt(at, x, y, data.rows, data.experts); return cell && { layer: cell.row + data.dense, expert: order[cell.row][cell.column] }; },
+    hover: (cell) => { problem = ""; store.hover(cell); }, click: (cell) => store.pin(cell), keys,
+  });
+  panel.foot.append(el("span", { class: "k2-legend" }, low, swatch, high));
 
   /** What is to be shown: values 0 … 1 (or −1 … 1), the load behind the bars, legend, or why not. */
-  function content(mode, token, now) {
+  function chosen(mode, token, now) {
     const { load, counted } = data, range = store.range();
-    if (mode === "token") {
-      const values = glowing(token, now);
-      return { values, load: load.all, low: "not chosen", high: `weight ${decimal(2 / data.slots)}` };
-    }
+    if (mode === "token") return { values: glowing(token, now), load: load.all, low: "not chosen", high: `weight ${decimal(2 / data.slots)}` };
     if (mode === "range") {
       if (!range) return { why: "Select some text in the ThoughtStream (drag over it, or Shift and arrow keys) to see which experts it used." };
       const stop = Math.min(range[1], data.m), key = `${range}|${data.m}`;
-      if (brush.key !== key) brush = { key, load: data.count(new Uint32Array(load.all.length), Math.min(range[0], stop), stop) };
-      const most = brush.load.reduce((a, b) => Math.max(a, b), 1), tokens = Math.max(1, stop - range[0]);
-      return { values: Float32Array.from(brush.load, (n) => n / most), load: brush.load, low: "0", high: `${percent(most / tokens)} of tokens ${range[0]} to ${range[1] - 1}` };
+      if (brush.key !== key) { const load = data.loadOf(range[0], stop); brush = { key, load, most: load.reduce((a, b) => Math.max(a, b), 1) }; brush.values = Float32Array.from(load, (n) => n / brush.most); }
+      return { values: brush.values, load: brush.load, low: "0", high: `${percent(brush.most / Math.max(1, stop - range[0]))} of tokens ${range[0]} to ${range[1] - 1}` };
     }
     if (mode === "difference") {
       if (!counted.thinking || !counted.answer) return { why: `There are no ${counted.thinking ? "answer" : "thinking"} tokens with routing yet, so there is nothing to compare.` };
-      const { values, most } = difference(data);
-      return { values: values.map((value) => value / (most || 1)), load: load.all, both: true, low: `answer +${percent(most)}`, high: `thinking +${percent(most)}` };
+      const { values, most } = cached("difference", () => { const found = difference(data); return { most: found.most, values: found.values.map((value) => value / (found.most || 1)) }; });
+      return { values, load: load.all, both: true, low: `answer +${percent(most)}`, high: `thinking +${percent(most)}` };
     }
-    const most = load.all.reduce((a, b) => Math.max(a, b), 1);
-    return { values: Float32Array.from(load.all, (n) => n / most), load: load.all, low: "0", high: `${percent(most / Math.max(1, counted.all))} of tokens` };
+    const { values, most } = cached("all", () => { const most = load.all.reduce((a, b) => Math.max(a, b), 1); return { most, values: Float32Array.from(load.all, (n) => n / most) }; });
+    return { values, load: load.all, low: "0", high: `${percent(most / Math.max(1, counted.all))} of tokens` };
+  }
+
+  /** What is the same until more tokens come. */
+  function cached(name, make) {
+    const key = `${name}|${data.m}`;
+    if (whole.key !== key) whole = { key, ...make() };
+    return whole;
   }
 
   /** The token's weights; those of tokens just before it fade, unless motion is unwanted. */
@@ -173,150 +234,63 @@ function fill({ model, store, root, signal, fail }) {
     return glow.map((value) => Math.min(1, (value * data.slots) / 2));
   }
 
-  function draw(now) {
-    if (store.data !== data) { data = store.data; glow = new Float32Array(0); brush.key = ""; }
-    const { rows, experts } = data, mode = MODES[model.get("mode")] ? model.get("mode") : "all", status = store.get("status") ?? {};
-    const head = store.get("playhead"), token = head >= 0 && head < data.m ? head : data.m - 1;
-    const shown = data.m ? content(mode, token, now) : { why: !rows || !experts ? "This model has no layers with routed experts." : status.state === "running" ? "The first routing comes with the first tokens." : "No routing was captured in this run (capture level “off”)." };
-    for (const node of tools.querySelectorAll("select")) if (node.getAttribute("aria-label") === "Show" && node.value !== mode) node.value = mode;
-    empty.hidden = !shown.why; empty.textContent = shown.why ?? "";
-    grid.hidden = !!shown.why || asTable; pane.hidden = !!shown.why || !asTable;
-    readout.parentElement.hidden = !!shown.why;
-    if (shown.why) return;
+  function content(now) {
+    if (store.data !== data) { data = store.data; glow = new Float32Array(0); brush.key = orderKey = evenKey = whole.key = ""; }
+    const { rows, experts } = data, kind = MODES[model.get("mode")] ? model.get("mode") : "all", sort = model.get("sort") ?? "id", status = store.get("status") ?? {};
+    const head = store.get("playhead"), token = head >= 0 && head < data.m ? head : data.m - 1, list = mode.querySelector("select");
+    if (list && list.value !== kind) list.value = kind;
+    const shown = data.m ? chosen(kind, token, now) : { why: !rows || !experts ? "This model has no layers with routed experts." : status.state === "running" ? "The first routing comes with the first tokens." : "No routing was captured in this run (capture level “off”)." };
+    if (shown.why) return shown;
     [low.textContent, high.textContent] = [shown.low, shown.high];
-    const style = getComputedStyle(root), dark = isDark(style.backgroundColor), colours = ramp(shown.both ? "diverging" : store.get("palette"), dark);
-    swatch.style.background = gradient(colours);
-    order = orders(data.load.all, rows, experts, model.get("sort"));
-    const row = store.row(), expert = store.get("expert");
-    readout.textContent = problem || (row >= 0 && expert >= 0 ? cellWords(data, row, expert, token) : `${mode === "token" ? `Token ${token}: ${JSON.stringify(data.texts[token])}. ` : ""}Point at a cell to see the tokens that used it.`);
-    if (asTable) { pane.replaceChildren(table(`Load of the routed experts: ${mode === "range" ? `tokens ${store.range().join(" to ")}` : "whole run"}`, ["layer", "load entropy", "Gini", "dormant", "busiest experts (share of choices)"], layerRows(data, shown.load))); return; }
-    const outlined = head >= 0 || status.state === "running" ? token : -1;
-    render(shown, colours, style, row, expert, outlined);
-    if (mode === "token" && !calm() && head < 0 && status.state === "running") paint();
-  }
-
-  function render(shown, colours, style, row, expert, token) {
-    const { rows, experts } = data, ratio = devicePixelRatio || 1;
-    at = place(grid.clientWidth, rows, experts, ratio);
-    if (canvas.width !== Math.round(at.width * ratio) || canvas.height !== Math.round(at.height * ratio)) {
-      canvas.width = Math.round(at.width * ratio); canvas.height = Math.round(at.height * ratio);
-      canvas.style.width = `${at.width}px`; canvas.style.height = `${at.height}px`;
-    }
-    if (picture.width !== experts || picture.height !== rows) { picture.width = experts; picture.height = rows; }
-    const small = picture.getContext("2d"), image = small.createImageData(experts, rows);
-    for (let r = 0; r < rows; r++) for (let c = 0; c < experts; c++) {
-      const value = shown.values[r * experts + order[r][c]], level = Math.round((shown.both ? (value + 1) / 2 : value) * 255) * 3;
-      image.data.set([colours[level], colours[level + 1], colours[level + 2], 255], (r * experts + c) * 4);
-    }
-    small.putImageData(image, 0, 0);
-    const pen = canvas.getContext("2d");
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, at.width, at.height);
-    pen.imageSmoothingEnabled = false;
-    pen.drawImage(picture, at.left, at.top, at.cell * experts, at.line * rows);
-    if (at.gap) {
-      pen.fillStyle = style.backgroundColor;
-      for (let c = 1; c < experts; c++) pen.fillRect(at.left + c * at.cell - 1, at.top, 1, at.line * rows);
-      for (let r = 1; r < rows; r++) pen.fillRect(at.left, at.top + r * at.line - 1, at.cell * experts, 1);
-    }
-    axes(pen, style);
-    bars(pen, style, shown.load);
-    outlines(pen, style, row, expert, token);
-  }
-
-  function axes(pen, style) {
-    const { rows, experts } = data, every = Math.max(1, Math.ceil(13 / at.line) * (at.line < 13 ? 3 : 1));
-    pen.font = `11px ${style.fontFamily}`;
-    pen.fillStyle = style.getPropertyValue("--k2-dim").trim() || style.color;
-    pen.textBaseline = "middle"; pen.textAlign = "right";
-    for (let r = 0; r < rows; r += every) pen.fillText(`L${r + data.dense}`, at.left - 6, at.top + (r + 0.5) * at.line);
-    pen.textAlign = "center"; pen.textBaseline = "top";
-    if (model.get("sort") === "load") { pen.textAlign = "left"; pen.fillText("busiest expert of each layer first", at.left, at.top + rows * at.line + 5); return; }
-    for (let c = 0, step = tickStep(at.cell, experts); c < experts; c += step) pen.fillText(String(c), at.left + (c + 0.5) * at.cell, at.top + rows * at.line + 5);
-  }
-
-  function bars(pen, style, load) {
-    const columns = [["entropy", "entropy", decimal], ["gini", "Gini", decimal], ["dormant", "dormant", percent]];
-    const soft = style.getPropertyValue("--k2-bar").trim() || "#8aa", ink = style.getPropertyValue("--k2-dim").trim() || style.color;
-    pen.textAlign = "left"; pen.font = `11px ${style.fontFamily}`;
-    columns.forEach(([name, label, words], i) => {
-      const x = at.barsAt + i * at.bar, width = at.bar - 8;
-      pen.fillStyle = ink; pen.textBaseline = "alphabetic";
-      pen.fillText(label, x, at.top - 6, width);
-      for (let r = 0; r < data.rows; r++) {
-        const even = evenness(load, r, data.experts), y = at.top + r * at.line;
-        if (!even) continue;
-        pen.fillStyle = soft;
-        pen.fillRect(x, y, Math.max(0.5, even[name] * width), at.line - 1);
-        if (at.line < 14) continue;
-        pen.fillStyle = style.color; pen.textBaseline = "middle";
-        pen.fillText(words(even[name]), x + 3, y + at.line / 2);
-      }
-    });
-  }
-
-  const columnOf = (row, expert) => order[row].indexOf(expert);
-
-  function outlines(pen, style, row, expert, token) {
-    const frame = (r, e, colour, width) => {
-      const x = at.left + columnOf(r, e) * at.cell, y = at.top + r * at.line, w = Math.max(at.cell - at.gap, 3), h = at.line - at.gap;
-      pen.strokeStyle = colour; pen.lineWidth = Math.abs(width); // negative: inside the cell
-      pen.strokeRect(x - width / 2, y - width / 2, w + width, h + width);
+    if (orderKey !== `${sort}|${data.m}`) { order = orders(sort === "affinity" ? difference(data).values : data.load.all, rows, experts, sort); orderKey = `${sort}|${data.m}`; }
+    const loads = `${kind === "range" ? brush.key : data.m}`;
+    if (evenKey !== loads) { even = Array.from({ length: rows }, (_, r) => evenness(shown.load, r, experts)); evenKey = loads; }
+    const row = store.row(), expert = store.get("expert"), [, layer, pinned] = store.pinned();
+    if (kind === "token" && !calm() && head < 0 && status.state === "running") panel.paint();
+    return {
+      place: (width, ratio) => place(width, rows, experts, ratio),
+      paint: (pen, at, ink) => {
+        const colours = ramp(shown.both ? "diverging" : store.get("palette"), ink.dark);
+        const back = gradient(colours);
+        if (swatch.dataset.back !== back) { swatch.dataset.back = back; swatch.style.background = back; }
+        draw(pen, at, ink, { data, order, shown, even, colours, row, expert, token: head >= 0 || status.state === "running" ? token : -1, pin: [layer - data.dense, pinned], sort, scratch });
+      },
+      table: () => ({ caption: `Load of the routed experts: ${kind === "range" ? `tokens ${store.range()?.join(" to ")}` : "whole run"}`, head: ["layer", "load entropy", "Gini", "dormant", "busiest experts (share of choices)"], rows: layerRows(data, shown.load) }),
+      words: problem || (row >= 0 && expert >= 0 ? cellWords(data, row, expert, token) : `${kind === "token" ? `Token ${token}: ${JSON.stringify(data.texts[token])}. ` : ""}Point at a cell to see the tokens that used it.`),
     };
-    if (token >= 0 && at.cell >= 4) for (let r = 0; r < data.rows; r++) for (const one of data.choices(token, r)) { frame(r, one.expert, "#000", 1); frame(r, one.expert, "#fff", -1); }
-    const [, layer, pinned] = store.pinned(), pinRow = layer - data.dense;
-    if (pinRow >= 0 && pinRow < data.rows && pinned >= 0) frame(pinRow, pinned, "#d55e00", 2);
-    if (row >= 0 && expert >= 0 && expert < data.experts) { frame(row, expert, style.backgroundColor, 4); frame(row, expert, "#d55e00", 2); }
   }
 
-  // ---- pointer, keys, search
-  const pointed = (event) => {
-    const box = canvas.getBoundingClientRect(), cell = cellAt(at, event.clientX - box.left, event.clientY - box.top, data.rows, data.experts);
-    return cell && { layer: cell.row + data.dense, expert: order[cell.row][cell.column] };
-  };
-  canvas.addEventListener("pointermove", (event) => { const cell = pointed(event); problem = ""; if (cell) store.hover(cell); else store.leave(); }, { signal });
-  canvas.addEventListener("pointerleave", () => store.leave(), { signal });
-  canvas.addEventListener("click", (event) => { const cell = pointed(event); if (cell) store.pin(cell); }, { signal });
-
-  function say(row, expert) {
-    const words = cellWords(data, row, expert, store.get("playhead"));
-    if (words !== spoken) { spoken = words; spot.textContent = words; live.textContent = words; grid.setAttribute("aria-activedescendant", spot.id); }
-  }
-  onKeys(grid, (key) => {
+  // ---- keys and search
+  const say = (row, expert) => panel.say(cellWords(data, row, expert, store.get("playhead")));
+  function keys(key) {
     const { rows, experts } = data;
-    if (key === "Escape") { store.clear(); return true; }
     if (!rows || !order.length) return false;
-    const row = Math.max(0, store.row()), column = store.get("expert") < 0 ? 0 : columnOf(row, store.get("expert"));
+    if (key === "/") { box.focus(); return true; }
+    const row = Math.max(0, store.row()), column = store.get("expert") < 0 ? 0 : order[row].indexOf(store.get("expert"));
     if (key === "Enter" && store.get("expert") >= 0) { store.pin({ layer: row + data.dense, expert: store.get("expert") }); return true; }
     const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], PageUp: [-10, 0], PageDown: [10, 0], Home: [0, -experts], End: [0, experts] };
-    if (key === "/") { box.focus(); return true; }
     if (!(key in moves)) return false;
     const fresh = store.get("expert") < 0, [down, right] = fresh ? [0, 0] : moves[key];
     const to = clamp(row + down, 0, rows - 1), expert = order[to][clamp(column + right, 0, experts - 1)];
     store.hover({ layer: to + data.dense, expert });
     say(to, expert);
     return true;
-  }, signal);
+  }
   box.addEventListener("keydown", (event) => { if (event.key.length === 1) event.stopPropagation(); }, { signal });
   box.addEventListener("input", () => {
     const found = box.value.trim() ? search(box.value, data) : {};
     problem = found.problem ?? "";
     if (found.layer !== undefined || found.expert !== undefined) store.hover({ layer: found.layer ?? data.dense + Math.max(0, store.row()), expert: found.expert ?? Math.max(0, store.get("expert")) });
-    paint();
+    panel.paint();
   }, { signal });
   onKeys(box, (key) => {
     if (key === "Enter" && !problem && box.value.trim() && store.row() >= 0) { store.pin({ layer: store.get("layer"), expert: store.get("expert") }); say(store.row(), store.get("expert")); return true; }
-    if (key === "Escape") { box.value = ""; problem = ""; store.clear(); grid.focus(); return true; }
+    if (key === "Escape") { box.value = ""; problem = ""; store.clear(); panel.grid.focus(); return true; }
     return false;
   }, signal);
 
-  store.listen(paint, signal);
-  for (const name of ["mode", "sort"]) model.on(`change:${name}`, paint);
-  onTheme(paint, signal);
-  const observer = new ResizeObserver(paint);
-  observer.observe(root);
-  signal.addEventListener("abort", () => { observer.disconnect(); for (const name of ["mode", "sort"]) model.off(`change:${name}`, paint); });
-  paint();
+  for (const name of ["mode", "sort"]) model.on(`change:${name}`, panel.paint);
+  signal.addEventListener("abort", () => { for (const name of ["mode", "sort"]) model.off?.(`change:${name}`, panel.paint); });
 }
 
 export default storeView(fill);

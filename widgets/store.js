@@ -1,4 +1,5 @@
-import { clamp, debounce, half, KINDS, register, registry, unpack } from "./_kit.js";
+import { clamp, half, KINDS, unpack } from "./_numbers.js";
+import { debounce, register, registry } from "./_kit.js";
 
 /**
  * The hidden store: the run's data in this page, and what is selected in it. It draws nothing.
@@ -8,7 +9,11 @@ import { clamp, debounce, half, KINDS, register, registry, unpack } from "./_kit
 const THINKING = KINDS.indexOf("thinking"), ANSWER = KINDS.indexOf("answer");
 
 /** Traits that make up the shared selection, as in k2lab/widgets/store.py. */
-export const SELECTION = ["run", "range", "layer", "expert", "head", "segment", "compare", "playhead", "palette", "pin"];
+export const SELECTION = ["run", "range", "layer", "expert", "head", "segment", "compare", "playhead", "palette", "pin", "edits"];
+
+const SNAPSHOT = 512; // tokens between two running loads, so that a range need not be counted whole
+const KEPT = 48; // details
+
 
 /** The run's columns, growing. `n` tokens are known, `m` of them with routing. */
 export class TraceData {
@@ -30,8 +35,9 @@ export class TraceData {
       experts: new Uint16Array(0), weights: new Uint8Array(0), margin: new Uint16Array(0),
     };
     const cells = this.rows * this.experts;
-    this.load = { all: new Uint32Array(cells), thinking: new Uint32Array(cells), answer: new Uint32Array(cells) };
-    this.counted = { all: 0, thinking: 0, answer: 0 };
+    this.load = { all: new Uint32Array(cells), thinking: new Uint32Array(cells), answer: new Uint32Array(cells), rest: new Uint32Array(cells) };
+    this.counted = { all: 0, thinking: 0, answer: 0, rest: 0 };
+    /** @type {Uint32Array[]} */ this.snapshots = []; // the load of the first 512, 1024 … tokens
   }
 
   /**
@@ -71,22 +77,52 @@ export class TraceData {
     this.put("experts", this.m * width, arrays.experts.subarray(skip * width));
     this.put("weights", this.m * width, arrays.weights.subarray(skip * width));
     this.put("margin", this.m * this.rows, arrays.margin.subarray(skip * this.rows));
-    this.count(this.load.all, this.m, this.m + fresh);
-    for (let t = this.m; t < this.m + fresh; t++) {
-      const kind = this.column.kinds[t];
-      this.counted.all++;
-      if (kind === THINKING) { this.count(this.load.thinking, t, t + 1); this.counted.thinking++; }
-      if (kind === ANSWER) { this.count(this.load.answer, t, t + 1); this.counted.answer++; }
+    const end = this.m + fresh, { kinds } = this.column;
+    for (let from = this.m; from < end;) { // up to a snapshot or a change of kind
+      const kind = kinds[from], stop = Math.min(end, (Math.floor(from / SNAPSHOT) + 1) * SNAPSHOT);
+      let to = from + 1;
+      while (to < stop && kinds[to] === kind) to++;
+      const name = kind === THINKING ? "thinking" : kind === ANSWER ? "answer" : "rest";
+      this.count(this.load[name], from, to);
+      this.counted[name] += to - from;
+      if (to % SNAPSHOT === 0) this.snapshots.push(this.sum(new Uint32Array(this.load.all.length)));
+      from = to;
     }
+    this.sum(this.load.all);
+    this.counted.all += fresh;
     this.m += fresh;
   }
 
-  /** Adds the choices of tokens a … b − 1 to a load [row × expert]. */
-  count(load, a, b) {
-    const width = this.rows * this.slots, { experts } = this.column;
-    for (let at = a * width; at < b * width; at++) {
-      load[Math.floor((at % width) / this.slots) * this.experts + experts[at]]++;
+  /** The load of all tokens counted so far, into `all`. @param {Uint32Array} all */
+  sum(all) {
+    const { thinking, answer, rest } = this.load;
+    for (let i = 0; i < all.length; i++) all[i] = thinking[i] + answer[i] + rest[i];
+    return all;
+  }
+
+  /** Adds the choices of tokens a … b − 1, times `sign`, to a load [row × expert]. */
+  count(load, a, b, sign = 1) {
+    const { rows, slots } = this, { experts } = this.column;
+    for (let at = a * rows * slots, t = a; t < b; t++) {
+      for (let base = 0, row = 0; row < rows; row++, base += this.experts) {
+        for (let s = 0; s < slots; s++) load[base + experts[at++]] += sign;
+      }
     }
+    return load;
+  }
+
+  /** The load of tokens a … b − 1 [row × expert], from the snapshots nearest to both ends. */
+  loadOf(a, b) {
+    const [from, to] = [clamp(a, 0, this.m), clamp(b, 0, this.m)], load = new Uint32Array(this.load.all.length);
+    const until = (end, sign) => { // adds the load of the first `end` tokens
+      const near = Math.min(this.snapshots.length, Math.round(end / SNAPSHOT)), known = this.snapshots[near - 1];
+      if (known) for (let i = 0; i < load.length; i++) load[i] += sign * known[i];
+      if (near * SNAPSHOT <= end) this.count(load, near * SNAPSHOT, end, sign);
+      else this.count(load, end, near * SNAPSHOT, -sign);
+    };
+    if (to - from < SNAPSHOT) return this.count(load, from, Math.max(from, to));
+    until(to, 1);
+    until(from, -1);
     return load;
   }
 
@@ -146,6 +182,13 @@ export class Store {
     /** @type {Set<() => void>} */ this.listeners = new Set();
     this.save = debounce(() => model.save_changes());
     this.asked = 0;
+    this.telling = false;
+    /** @type {Map<string, any>} */ this.details = new Map();
+    /** @type {any} */ this.wanted = null;
+    this.fetch = debounce(() => this.sendWanted(), 90, 400);
+    /** @type {any} */ this.outcome = null; // of the last action
+    /** @type {[any, any[]][] | null} */ this.frozen = null; // frames that wait while the view is held
+    /** @type {{key: string, values: Float32Array, label: string} | null} */ this.heat = null; // over the text
   }
 
   get(name) { return this.model.get(name); }
@@ -158,9 +201,51 @@ export class Store {
 
   tell() { for (const act of [...this.listeners]) act(); }
 
+  /** Tells once, however many traits change together. */
+  tellSoon() {
+    if (this.telling) return;
+    this.telling = true;
+    queueMicrotask(() => { this.telling = false; this.tell(); });
+  }
+
   send(message) {
     this.notice = "";
     try { this.model.send(message); } catch (error) { this.notice = `The kernel cannot be reached: ${error}`; }
+    this.tell();
+  }
+
+  /**
+   * Arrays about a token that come on demand: what is known, or null while they are asked for.
+   * @param {"route"|"attention"} what @param {number} token @param {number} [layer]
+   * @returns {{arrays: Record<string, any>, provenance: string, note: string} | null}
+   */
+  detail(what, token, layer = -1) {
+    const key = `${what}:${token}:${layer}`, known = this.details.get(key);
+    if (known && !(known.provenance === "missing" && known.state !== this.get("status")?.state)) return known;
+    if (this.wanted?.key !== key) { this.wanted = { type: "detail", key, what, token, layer }; this.fetch(); }
+    return known ?? null;
+  }
+
+  sendWanted() {
+    if (!this.wanted) return;
+    try { this.model.send(this.wanted); } catch { this.takeDetail({ key: this.wanted.key, arrays: "", provenance: "missing", note: "The kernel cannot be reached." }, []); }
+  }
+
+  takeDetail(message, buffers) {
+    if (message.epoch !== undefined && message.epoch !== this.epoch) return;
+    const { key, provenance, note } = message;
+    let arrays = {};
+    try { arrays = unpack(message.arrays ?? "", buffers); } catch (error) { this.notice = String(error); }
+    this.details.delete(key);
+    this.details.set(key, { arrays, provenance, note: note ?? "", state: this.get("status")?.state });
+    if (this.details.size > KEPT) this.details.delete(this.details.keys().next().value);
+    if (this.wanted?.key === key) this.wanted = null;
+  }
+
+  /** Colours the text by values per token (attention), or no longer. @param {any} heat */
+  setHeat(heat) {
+    if ((heat?.key ?? "") === (this.heat?.key ?? "")) return;
+    this.heat = heat;
     this.tell();
   }
 
@@ -216,22 +301,36 @@ export class Store {
   renew() {
     const epoch = this.model.get("epoch") ?? 0;
     if (epoch <= this.epoch) return;
+    this.begin(epoch, this.model.get("about") ?? {});
+  }
+
+  begin(epoch, about) {
     this.epoch = epoch;
-    this.data = new TraceData(this.model.get("about") ?? {});
+    this.data = new TraceData(about);
+    this.details.clear();
+    this.wanted = this.heat = this.outcome = null;
   }
 
   receive(message, buffers) {
     if (message?.type === "error") this.notice = `${message.found} Expected: ${message.expected}`;
+    if (message?.type === "frame" && this.frozen) { this.frozen.push([message, buffers]); return; }
     if (message?.type === "frame") this.takeFrame(message, buffers);
+    if (message?.type === "detail") this.takeDetail(message, buffers ?? []);
+    if (message?.type === "outcome") this.outcome = message;
+    this.tell();
+  }
+
+  /** Holds what is shown, or lets in what came meanwhile. @param {boolean} on */
+  freeze(on) {
+    const waiting = this.frozen ?? [];
+    this.frozen = on ? waiting : null;
+    if (!on) for (const [frame, buffers] of waiting) this.takeFrame(frame, buffers);
     this.tell();
   }
 
   takeFrame(frame, buffers) {
     if (frame.epoch < this.epoch) return;
-    if (frame.epoch > this.epoch) { // another run: begin anew
-      this.data = new TraceData(frame.about);
-      this.epoch = frame.epoch;
-    }
+    if (frame.epoch > this.epoch) this.begin(frame.epoch, frame.about); // another run
     let whole = false;
     try { whole = this.data.accept(frame, buffers ?? []); } catch (error) { this.notice = String(error); }
     if (!whole) this.resync();
@@ -255,7 +354,7 @@ function initialize({ model, signal }) {
   const id = model.get("store_id"), { stores } = registry(), store = stores.get(id) ?? new Store(model);
   store.model = model;
   model.on("msg:custom", (message, buffers) => store.receive(message, buffers));
-  for (const name of [...SELECTION, "status"]) model.on(`change:${name}`, () => store.tell());
+  for (const name of [...SELECTION, "status", "runs", "code"]) model.on(`change:${name}`, () => store.tellSoon());
   model.on("change:epoch", () => { store.renew(); store.tell(); });
   register(id, store);
   signal?.addEventListener("abort", () => { if (store.model === model) stores.delete(id); });

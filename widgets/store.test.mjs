@@ -65,7 +65,7 @@ test("another run begins anew; late frames of the old one are dropped", () => {
   assert.equal(store.data.n, 0);
 });
 
-test("hover is seen by every view at once and goes back to what is pinned", () => {
+test("hover is seen by every view, once per change, and goes back to what is pinned", async () => {
   const model = fakeModel({ store_id: "hover" });
   widget.initialize({ model });
   const store = globalThis[Symbol.for("k2lab")].stores.get("hover");
@@ -73,8 +73,9 @@ test("hover is seen by every view at once and goes back to what is pinned", () =
   store.listen(() => told++, new AbortController().signal);
   store.pin({ layer: 1, expert: 3 });
   store.hover({ layer: 2, expert: 0 });
-  assert.ok(told > 0);
   assert.deepEqual([model.get("layer"), model.get("expert")], [2, 0]);
+  await Promise.resolve();
+  assert.equal(told, 1);
   store.leave();
   assert.deepEqual([model.get("layer"), model.get("expert"), model.get("playhead")], [1, 3, -1]);
   store.pin({ layer: 1, expert: 3 });
@@ -89,4 +90,47 @@ test("a damaged frame and a refused message are told, not thrown", () => {
   store.receive({ type: "error", found: "A step of 'x'.", expected: "token or layer." });
   assert.match(store.notice, /A step of 'x'/);
   store.receive(null);
+});
+
+test("the load of a range is the same from snapshots as counted", () => {
+  const data = new TraceData(ABOUT);
+  for (let at = 0; at < 3000; at += 250) data.accept(...frame(at, 250, at % 500 ? 3 : 4));
+  assert.equal(data.snapshots.length, 5);
+  for (const [a, b] of [[0, 3000], [10, 2990], [511, 1025], [700, 800], [1023, 1024], [5, 5], [2999, 9000]]) {
+    const counted = data.count(new Uint32Array(data.load.all.length), a, Math.max(a, Math.min(b, 3000)));
+    assert.deepEqual([...data.loadOf(a, b)], [...counted], `${a} … ${b}`);
+  }
+  assert.deepEqual([data.counted.all, data.counted.thinking, data.counted.answer], [3000, 1500, 1500]);
+});
+
+test("a detail is asked for once, kept, and asked for again when what is missing may have come", async () => {
+  const model = fakeModel({ status: { state: "running" } }), store = new Store(model);
+  assert.equal(store.detail("route", 3), null);
+  assert.equal(store.detail("route", 4), null); // the pointer went on: only this one is asked for
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  assert.deepEqual(model.sent, [{ type: "detail", key: "route:4:-1", what: "route", token: 4, layer: -1 }]);
+  store.receive({ type: "detail", key: "route:4:-1", epoch: 1, arrays: "scores:float32:2", provenance: "derived", note: "" }, [new Float32Array([1, 2]).buffer]);
+  assert.deepEqual([...store.detail("route", 4).arrays.scores], [1, 2]);
+  store.receive({ type: "detail", key: "route:5:-1", epoch: 1, arrays: "", provenance: "missing", note: "busy" }, []);
+  assert.equal(store.detail("route", 5).note, "busy");
+  assert.equal(store.wanted, null);
+  model.values.status = { state: "done" };
+  store.detail("route", 5);
+  assert.equal(store.wanted.key, "route:5:-1");
+});
+
+test("details of an earlier run are not taken", () => {
+  const store = new Store(fakeModel());
+  store.receive({ type: "detail", key: "route:4:-1", epoch: 0, arrays: "", provenance: "missing", note: "" }, []);
+  assert.equal(store.details.size, 0);
+});
+
+test("a frozen view takes nothing in, and everything afterwards", () => {
+  const store = new Store(fakeModel());
+  store.receive(...frame(0, 2));
+  store.freeze(true);
+  store.receive(...frame(2, 3));
+  assert.equal(store.data.n, 2);
+  store.freeze(false);
+  assert.equal(store.data.n, 5);
 });

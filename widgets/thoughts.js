@@ -1,4 +1,9 @@
-import { askBox, button, choice, clamp, controls, css, decimal, el, faint, gradient, isDark, KIND_COLOURS, KINDS, LETTERS, NAMES, onKeys, onTheme, painter, percent, ramp, statusLine, storeView, table, toggle } from "./_kit.js";
+import { clamp, decimal, KIND_COLOURS, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
+import { css, faint, gradient, isDark, onTheme, ramp } from "./_colour.js";
+import { button, choice, el, onKeys, painter, storeView, table, toggle } from "./_kit.js";
+import { askBox, controls, player, statusLine } from "./_head.js";
+import { download, inkOf, pictureFile } from "./_pen.js";
+import { popover, tokenFacts, visible } from "./_token.js";
 
 /**
  * ThoughtStream: the run's tokens as text. Thinking is an indented ribbon, tool calls are cards, a
@@ -93,6 +98,19 @@ export function blockOf(blocks, token) {
   return low;
 }
 
+/**
+ * How densely an expert's tokens stand in each pixel row of the minimap, as root of their share.
+ * @param {Block[]} blocks @param {ArrayLike<number>} sums @param {number[]} heights @param {Uint8Array} mask @param {number} scale @param {number} count
+ */
+export function useRows(blocks, sums, heights, mask, scale, count) {
+  const used = new Uint32Array(count), all = new Uint32Array(count);
+  if (mask.length) blocks.forEach((block, b) => {
+    const step = (heights[b] * scale) / Math.max(1, block.stop - block.start);
+    for (let i = block.start, y = sums[b] * scale; i < block.stop && i < mask.length; i++, y += step) { const row = Math.min(count - 1, Math.round(y)); all[row]++; used[row] += mask[i]; }
+  });
+  return Array.from(used, (one, row) => (one ? Math.sqrt(one / all[row]) : 0));
+}
+
 /** The call that ended in a group. @param {any[]} calls @param {Group[]} groups @param {number} index */
 export function callOf(calls, groups, index) {
   const next = groups[index + 1];
@@ -104,19 +122,6 @@ export function callState(call) {
   if (!call) return { word: "being written", state: "open" };
   if (call.ok === null || call.ok === undefined) return { word: "running", state: "open" };
   return { word: `${call.ok ? "answered" : "failed"} in ${decimal(call.seconds, call.seconds < 1 ? 3 : 1)} s`, state: call.ok ? "ok" : "bad" };
-}
-
-/** A token's text made visible. @param {string} text */
-export function visible(text) { return text === "" ? "∅" : text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣"); }
-
-/** Facts of a token as [label, value] pairs. */
-export function tokenFacts(data, i) {
-  const { ids, kinds, entropy, logprob } = data.column, given = Number.isNaN(logprob[i]);
-  const facts = [["token", `${i} · id ${ids[i]}`], ["part", NAMES[KINDS[kinds[i]]]]];
-  if (given) facts.push(["origin", "given, not chosen"]);
-  else facts.push(["probability", percent(Math.exp(logprob[i]))], ["entropy", `${decimal(entropy[i])} nats`]);
-  facts.push(["router margin", i < data.m ? decimal(data.margin(i), 4) : "not routed yet"]);
-  return facts;
 }
 
 /** Rows of the token table. */
@@ -150,55 +155,38 @@ function callResult(call) {
   return el("div", { class: "k2-call-result" }, el("span", { class: "k2-call-label", text: call.ok ? "result" : "error" }), el("pre", { text: call.content }));
 }
 
-/** Top alternatives of a token, near it. */
-function popover() {
-  const box = el("div", { class: "k2-pop", hidden: true });
-  const show = (data, i, node, frame, colour) => {
-    const area = frame.getBoundingClientRect(), at = node.getClientRects()[0] ?? node.getBoundingClientRect();
-    const bars = data.top(i).map(({ id, text, p }) => el("tr", { class: id === data.column.ids[i] ? "k2-chosen" : "" },
-      el("td", { class: "k2-mono", text: visible(text) }),
-      el("td", { class: "k2-bar" }, el("span", { style: `width:${Math.max(1, p * 100)}%;background:${colour}` })),
-      el("td", { class: "k2-number", text: percent(p) })));
-    box.replaceChildren(el("div", { class: "k2-pop-token k2-mono", text: visible(data.texts[i]) }),
-      el("dl", {}, ...tokenFacts(data, i).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })])));
-    if (bars.length) box.append(el("table", { class: "k2-top" }, el("tbody", {}, ...bars)));
-    box.hidden = false;
-    const below = at.bottom - area.top + 6, above = at.top - area.top - box.offsetHeight - 6;
-    box.style.left = `${clamp(at.left - area.left - 12, 4, area.width - box.offsetWidth - 4)}px`;
-    box.style.top = `${at.top - area.top > area.height * 0.55 ? above : below}px`;
-  };
-  return { box, show, hide: () => { box.hidden = true; } };
-}
-
 // ---------------------------------------------------------------- the widget
 
-function fill({ model, store, root, signal, fail }) {
+function fill({ model, store, root, signal, fail, compact }) {
   root.classList.add("k2-thoughts");
   const unfolded = new Set(), made = new Map();
   let data = store.data, groups = [], blocks = [], heights = [], sums = offsets([]), following = true;
   let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = ramp("cividis"), dark = false, markers = false;
-  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1;
+  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false, rows = { key: "", wide: [] };
 
   const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div", { class: "k2-list" });
   const empty = el("p", { class: "k2-empty" });
   const scroll = el("div", { class: "k2-scroll", tabindex: 0, role: "region", "aria-label": "Tokens. Arrow keys move, Shift selects, Enter pins, Escape clears." }, empty, spaceAbove, list, spaceBelow);
   const map = el("canvas", { class: "k2-minimap", "aria-hidden": "true" });
-  const pop = popover(), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
+  const pop = popover(store, signal), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
   const stage = el("div", { class: "k2-stage" }, scroll, map, pop.box);
   const tablePane = el("div", { class: "k2-table-pane", hidden: true, tabindex: 0, role: "region", "aria-label": "Tokens as a table" });
-  const swatch = el("span", { class: "k2-ramp" }), lowWord = el("span"), highWord = el("span");
+  const swatch = el("span", { class: "k2-ramp" }), lowWord = el("span"), highWord = el("span"), heatWords = el("span", { class: "k2-legend k2-heat-words" });
   const paint = painter(draw, signal, fail);
   const repaint = () => { made.clear(); paint(); };
-  const tools = el("div", { class: "k2-tools" }, controls(store, signal),
+  const tools = el("div", { class: "k2-tools" }, controls(store, signal), player(store, signal),
     choice("Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), model.get("strip"), (key) => { model.set("strip", key); model.save_changes(); }, signal),
-    el("span", { class: "k2-legend" }, lowWord, swatch, highWord), el("span", { class: "k2-gap" }),
-    toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal),
-    toggle("Table", (on) => { asTable = on; page = -1; paint(); }, signal));
-  root.append(statusLine(store, signal), tools, stage, tablePane, askBox(store, signal), live);
+    el("span", { class: "k2-legend" }, lowWord, swatch, highWord), heatWords, el("span", { class: "k2-gap" }),
+    el("div", { class: "k2-group" }, toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal),
+      toggle("Table", (on) => { asTable = on; page = -1; paint(); }, signal), ...["png", "svg"].map((kind) => button(kind.toUpperCase(), () => picture(/** @type {any} */ (kind)), signal, { title: `Save the text in view as ${kind.toUpperCase()}` }))));
+  if (!compact) root.append(statusLine(store, signal));
+  root.append(tools, stage, tablePane, askBox(store, signal), live);
 
-  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; maskKey = ""; page = -1; }
+  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; maskKey = ""; page = -1; grouped = -1; }
 
   function regroup() {
+    if (data.n === grouped && heights.length === blocks.length) return;
+    grouped = data.n;
     const old = Math.max(0, groups.length - 2), from = blocks.findIndex((block) => block.group >= old);
     extendGroups(data, groups);
     const kept = from < 0 ? 0 : from;
@@ -284,7 +272,7 @@ function fill({ model, store, root, signal, fail }) {
   function mark() {
     const row = store.row(), expert = store.get("expert"), key = `${row}|${expert}|${data.m}`;
     if (key !== maskKey) { mask = row >= 0 && expert >= 0 ? data.users(row, expert) : new Uint8Array(0); maskKey = key; }
-    const range = store.range(), head = store.get("playhead"), pin = store.pinned()[0];
+    const range = store.range(), head = store.get("playhead"), pin = store.pinned()[0], { heat } = store;
     let focus = null;
     for (const node of list.querySelectorAll(".k2-token")) {
       const i = Number(node.dataset.i);
@@ -292,8 +280,13 @@ function fill({ model, store, root, signal, fail }) {
       node.classList.toggle("k2-brushed", !!range && i >= range[0] && i < range[1]);
       node.classList.toggle("k2-pinned", i === pin);
       node.classList.toggle("k2-head-on", i === head);
+      if (!heat && !warmed) { if (i === head) focus = node; continue; }
+      const warm = heat && i < heat.values.length && heat.values[i] > 0.02 ? `${Math.round(heat.values[i] * 70)}%` : "";
+      if ((node.style.getPropertyValue("--heat") || "") !== warm) { node.style.setProperty("--heat", warm); node.classList.toggle("k2-warm", warm !== ""); }
       if (i === head) focus = node;
     }
+    warmed = heat !== null;
+    heatWords.textContent = heat ? `Shaded: ${heat.label}` : "";
     root.classList.toggle("k2-filtered", mask.length > 0);
     if (focus && head < data.n && (shownHead === head || inside(focus))) pop.show(data, head, focus, stage, css(colours, 0.7)); else pop.hide();
     shownHead = head;
@@ -313,11 +306,10 @@ function fill({ model, store, root, signal, fail }) {
       pen.fillStyle = `rgba(${KIND_COLOURS[KINDS[block.kind]].join(",")},0.55)`;
       pen.fillRect(3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0)));
     });
-    const tokenY = (i) => { const b = blockOf(blocks, i), block = blocks[b]; return (sums[b] + heights[b] * ((i - block.start) / Math.max(1, block.stop - block.start))) * scale; };
     pen.fillStyle = dark ? "#fff" : "#000";
-    const used = new Uint32Array(Math.ceil(height) + 1), all = new Uint32Array(used.length);
-    for (let i = 0; i < mask.length; i++) { const y = Math.min(used.length - 1, Math.round(tokenY(i))); all[y]++; used[y] += mask[i]; }
-    used.forEach((count, y) => { if (count) pen.fillRect(0, y, Math.max(3, width * Math.sqrt(count / all[y])), 1); }); // wide: dense
+    const key = `${maskKey}|${total}|${height}`;
+    if (rows.key !== key) rows = { key, wide: useRows(blocks, sums, heights, mask, scale, Math.ceil(height) + 1) };
+    rows.wide.forEach((share, y) => { if (share) pen.fillRect(0, y, Math.max(3, width * share), 1); }); // wide: dense
     pen.strokeStyle = dark ? "rgba(255,255,255,.75)" : "rgba(0,0,0,.6)";
     if (total > height) pen.strokeRect(0.5, scroll.scrollTop * scale + 0.5, width - 1, Math.max(4, height * scale - 1));
   }
@@ -332,6 +324,25 @@ function fill({ model, store, root, signal, fail }) {
     const turn = (step) => () => { page += step; paint(); };
     tablePane.replaceChildren(el("div", { class: "k2-group" }, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
       table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "router margin", "seconds"], tableRows(data, from, to)));
+  }
+
+  /** The text in view as a file: each token where the page has it. */
+  async function picture(kind) {
+    if (asTable || !data.n) return;
+    const ink = inkOf(root), area = scroll.getBoundingClientRect();
+    const paintText = (pen) => {
+      for (const node of list.querySelectorAll(".k2-token, .k2-letter, .k2-call-name, .k2-call-state, .k2-call-result pre")) {
+        const style = getComputedStyle(node), text = node.textContent ?? "";
+        const [first, ...rest] = [...node.getClientRects()].filter((box) => box.bottom > area.top && box.top < area.bottom);
+        if (!first || !text.trim()) continue;
+        const [x, y] = [first.left - area.left + 8, first.top - area.top + 8], strip = node instanceof HTMLElement ? node.style.getPropertyValue("--strip") : "";
+        pen.font = `${style.fontWeight >= "600" ? "bold " : ""}${style.fontSize} ${style.fontFamily}`;
+        pen.textAlign = "left"; pen.textBaseline = "middle"; pen.fillStyle = style.color;
+        pen.fillText(text.replace(/\n/g, " "), x + (node.matches(".k2-letter") ? 5 : 0), y + first.height / 2);
+        if (strip) for (const box of [first, ...rest]) { pen.fillStyle = strip; pen.fillRect(box.left - area.left + 8, box.bottom - area.top + 5, box.width, 3); }
+      }
+    };
+    download(await pictureFile(kind, { width: area.width + 16, height: area.height + 16 }, paintText, ink.bg), `thoughtstream.${kind}`);
   }
 
   // ---- pointer and keys

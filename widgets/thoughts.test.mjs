@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import * as thoughts from "./thoughts.js";
+import { visible } from "./_token.js";
 
 const [M, S, U, T, A, C, R] = [0, 1, 2, 3, 4, 5, 6];
 
@@ -64,7 +65,7 @@ test("a call's state is in words", () => {
 });
 
 test("invisible characters are made visible", () => {
-  assert.deepEqual(["", " a", "\n\n", "a\tb"].map(thoughts.visible), ["∅", "␣a", "⏎⏎", "a⇥b"]);
+  assert.deepEqual(["", " a", "\n\n", "a\tb"].map(visible), ["∅", "␣a", "⏎⏎", "a⇥b"]);
 });
 
 test("strips: uncertain, near-tied and slow tokens stand out; given tokens have none", () => {

@@ -1,8 +1,9 @@
 """K2Widget: what all widgets share. Joined front end, stable repr, static picture.
 
-anywidget loads a module from a Blob URL, where relative imports cannot resolve; so the kit and the
-widget's own file are joined here. A widget's static bundle (picture, small table, text) is what
-GitHub, printed notebooks and nbval see; it depends on the trace only, not on time or machine.
+anywidget loads a module from a Blob URL, where relative imports cannot resolve; so a widget's own
+file is joined here with the files that it imports. A widget's static bundle (picture, small table,
+text) is what GitHub, printed notebooks and nbval see; it depends on the trace only, not on time or
+machine.
 """
 
 import base64
@@ -24,7 +25,10 @@ from k2lab import paths
 from k2lab.errors import InputError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-KIT_IMPORT = re.compile(r'\Aimport \{[^}]*\} from "\./_kit\.js";\n')
+IMPORT = re.compile(r'^import (\w+|\{[^}]*\}) from "\./(\w+)\.js";\n', re.MULTILINE)
+EXPORT = re.compile(r"^export (default )?", re.MULTILINE)
+INDENT = re.compile(r"^[ \t]*//.*\n|^[ \t]+", re.MULTILINE)  # no literal goes over several lines
+COMMENT = re.compile(r"^[ \t]*/\*\*(?:(?!\*/).)*\*/\n", re.MULTILINE | re.DOTALL)
 
 Bundle = dict[str, Any]
 
@@ -139,18 +143,57 @@ def wants_static() -> bool:
 
 @lru_cache
 def joined_script(stem: str) -> str:
-    """One module from the kit (its `export`s dropped) and the widget (its kit import dropped)."""
-    kit = (paths.front() / "_kit.js").read_text(encoding="utf-8")
-    own = (paths.front() / f"{stem}.js").read_text(encoding="utf-8")
-    kit = re.sub(r"^export ", "", kit, flags=re.MULTILINE)
-    return f"{kit}\n{KIT_IMPORT.sub('', own)}"
+    """One module: what the widget imports, each once and without comments, and the widget itself.
+
+    Shared files (`_kit` and its like) lose their `export`s; a whole widget that is imported becomes
+    a constant, so that its own names stay its own.
+    """
+    return "\n".join([*_imported(stem, seen=set()), _body(stem)])
 
 
 @lru_cache
 def joined_style(stem: str) -> str:
-    """The kit's style sheet and the widget's, which may be missing (a hidden widget)."""
-    files = [paths.front() / "_kit.css", paths.front() / f"{stem}.css"]
+    """The shared style sheet and those of the widget and of the widgets in it."""
+    stems = ["_kit", *_inside(stem), stem]
+    files = [paths.front() / f"{name}.css" for name in stems]
     return "\n".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+
+
+def _imports(stem: str) -> list[tuple[str, str]]:
+    """What a file imports: the file's name, and the constant's where it is a whole widget."""
+    found = IMPORT.findall(_source(stem))
+    return [(name, "" if what.startswith("{") else what) for what, name in found]
+
+
+def _inside(stem: str) -> list[str]:
+    """The whole widgets in a widget, at any depth."""
+    found = [name for name, whole in _imports(stem) if whole]
+    return [name for each in found for name in (*_inside(each), each)]
+
+
+def _imported(stem: str, seen: set[str]) -> list[str]:
+    parts: list[str] = []
+    for name, constant in _imports(stem):
+        if name in seen:
+            continue
+        seen.add(name)
+        parts += _imported(name, seen)
+        body = _body(name)
+        if constant:
+            body = EXPORT.sub(lambda m: "return " if m[1] else "", body)
+            parts.append(f"const {constant} = (() => {{\n{body}\n}})();")
+        else:
+            parts.append(re.sub(r"^export ", "", body, flags=re.MULTILINE))
+    return parts
+
+
+def _body(stem: str) -> str:
+    return INDENT.sub("", COMMENT.sub("", IMPORT.sub("", _source(stem))))
+
+
+@lru_cache
+def _source(stem: str) -> str:
+    return (paths.front() / f"{stem}.js").read_text(encoding="utf-8")
 
 
 def static_bundle(summary: str, pictures: Sequence[Picture]) -> Bundle:

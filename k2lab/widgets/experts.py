@@ -11,7 +11,8 @@ import traitlets
 from k2lab.trace import routing
 from k2lab.trace.trace import Trace
 from k2lab.widgets.base import K2Widget, Picture, png
-from k2lab.widgets.store import RunLike, Store, store_of
+from k2lab.widgets.source import RunLike
+from k2lab.widgets.store import Store, store_of
 
 MOST_ROWS = 8  # layers in the static table; the picture has them all
 
@@ -20,14 +21,14 @@ class ExpertMap(K2Widget):
     """Which experts computed which tokens, in every layer.
 
     `ExpertMap(store)`, or of a run or trace alone. `mode`: all, token, range (the selected
-    tokens) or difference (thinking − answer); `sort`: id or load.
+    tokens) or difference (thinking − answer); `sort`: id, load or affinity.
     """
 
     stem = "experts"
 
     store_id = traitlets.Unicode().tag(sync=True)
     mode = traitlets.Enum(["all", "token", "range", "difference"], "all").tag(sync=True)
-    sort = traitlets.Enum(["id", "load"], "id").tag(sync=True)
+    sort = traitlets.Enum(["id", "load", "affinity"], "id").tag(sync=True)
 
     def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
         self.store = store_of(source)

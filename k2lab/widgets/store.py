@@ -8,17 +8,19 @@ engine. Handlers run on any thread (JupyterLab uses a subshell), so they validat
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from uuid import uuid4
 
-import numpy as np
 import traitlets
 
-from k2lab.errors import InputError, K2LabError
+from k2lab.errors import K2LabError
 from k2lab.trace.trace import CallRecord, Trace
 from k2lab.widgets import wire
 from k2lab.widgets.base import K2Widget
+from k2lab.widgets.details import CapturedDetails, Desk, Details, Question
+from k2lab.widgets.source import Facts as Facts
+from k2lab.widgets.source import Recorded, RunLike, code_of, refused, status_of
+from k2lab.widgets.source import speed as speed
 
 FRAME_SECONDS = 1 / 12
 STATUS_EVERY = 6  # frames
@@ -26,53 +28,15 @@ FRAME_BYTES = 2_000_000  # a resync of a long run comes in frames of about this 
 LONGEST_QUESTION = 20_000  # characters
 
 Ask = Callable[[str], object]
+Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Does what the page asks for with this message; what it returns goes to the page as outcome."""
+
+ACTIONS = ("branch", "treat", "save", "export")
+"""What a page can ask for besides controls: continue from a token; run control and treatment with
+edits; write the trace; write the page as HTML."""
 
 
-class RunLike(Protocol):
-    """What a store needs of a run; `k2lab.engine.session.Run` has it."""
-
-    trace: Trace
-    error: str
-
-    @property
-    def state(self) -> str:
-        """Running, paused, done, stopped or error."""
-        ...
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended."""
-        ...
-
-    def stop(self) -> object:
-        """End it at the next layer."""
-        ...
-
-    def pause(self) -> object:
-        """Hold it at the next layer."""
-        ...
-
-    def resume(self) -> object:
-        """Let it go on."""
-        ...
-
-    def step(self, unit: Literal["token", "layer"]) -> object:
-        """Let one token or layer through."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> object:
-        """Return once it has ended."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the status line says about where the numbers come from."""
-
-    engine: str = ""
-    dtype: str = ""
-    capture: str = "route"
-    provenance: Literal["measured", "derived", "missing"] = "measured"
+MESSAGES = ("stop", "pause", "resume", "step", "resync", "ask", "detail", *ACTIONS)
 
 
 class Store(K2Widget):
@@ -87,6 +51,8 @@ class Store(K2Widget):
     epoch = traitlets.Int(0).tag(sync=True)  # grows with each attached run
     about = traitlets.Dict().tag(sync=True)
     status = traitlets.Dict().tag(sync=True)
+    runs = traitlets.List(traitlets.Dict()).tag(sync=True)  # the tree: id, name, parent, at, edits
+    code = traitlets.Unicode("").tag(sync=True)  # a cell that gives this run again
 
     run = traitlets.Unicode("").tag(sync=True, echo_update=False)
     range = traitlets.List(traitlets.Int()).tag(sync=True, echo_update=False)  # tokens [a, b)
@@ -99,13 +65,23 @@ class Store(K2Widget):
     palette = traitlets.Enum(["cividis", "viridis"], "cividis").tag(sync=True, echo_update=False)
     pin = traitlets.List(traitlets.Int(), [-1, -1, -1]).tag(sync=True, echo_update=False)
     # pin: token, layer, expert to go back to when the pointer leaves
+    edits = traitlets.List(traitlets.Dict()).tag(sync=True, echo_update=False)  # the tray
 
     def __init__(
-        self, run: RunLike | Trace, *, facts: Facts | None = None, on_ask: Ask | None = None
+        self,
+        run: RunLike | Trace,
+        *,
+        facts: Facts | None = None,
+        on_ask: Ask | None = None,
+        details: Details | None = None,
+        actions: Mapping[str, Action] | None = None,
     ) -> None:
         self.source: RunLike = Recorded(run) if isinstance(run, Trace) else run
         self.facts = facts or Facts()
         self.on_ask = on_ask
+        self.actions = dict(actions or {})
+        self.details = details or CapturedDetails()
+        self._desk = Desk(self.details, self.send)
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._cursor = Cursor()
@@ -121,7 +97,8 @@ class Store(K2Widget):
             with self.hold_sync():
                 self.epoch += 1
                 self.about = wire.about(self.source.trace.about)
-                self.status = status_of(self.source, self.facts, asks=self.on_ask is not None)
+                self.status = self._status()
+                self.code = code_of(self.source)
                 self.playhead = self.layer = self.expert = self.head = -1
                 self.pin, self.range = [-1, -1, -1], []
         self._ensure_feeding()
@@ -206,8 +183,12 @@ class Store(K2Widget):
             self.send(header, buffers)
             return self._pending()
 
+    def _status(self) -> dict[str, Any]:
+        can = [name for name in ACTIONS if name in self.actions]
+        return status_of(self.source, self.facts, asks=self.on_ask is not None) | {"can": can}
+
     def _send_status(self) -> None:
-        status = status_of(self.source, self.facts, asks=self.on_ask is not None)
+        status = self._status()
         if status != self.status:
             self.status = status
 
@@ -236,11 +217,14 @@ class Store(K2Widget):
                 self._resync(content)
             case "ask":
                 self._ask(content.get("text"))
+            case "detail":
+                trace = self.source.trace
+                self._desk.ask(Question.of(content, trace), trace, self.epoch)
+            case "branch" | "treat" | "save" | "export":
+                self._act(kind, content)
             case _:
-                raise _refused(
-                    f"A message of type {kind!r}", "stop, pause, resume, step, resync, ask"
-                )
-        if kind != "resync":
+                raise refused(f"A message of type {kind!r}", f"one of {', '.join(MESSAGES)}")
+        if kind not in ("resync", "detail"):
             self._send_status()
             self._ensure_feeding()
 
@@ -251,16 +235,32 @@ class Store(K2Widget):
             if content.get("epoch", self.epoch) != self.epoch:
                 start = routed = 0
             if not (_index(start, length) and _index(routed, length)):
-                raise _refused(f"A resync from {start!r}, {routed!r}", f"positions in 0 … {length}")
+                raise refused(f"A resync from {start!r}, {routed!r}", f"positions in 0 … {length}")
             assert isinstance(start, int) and isinstance(routed, int)
             self._cursor = Cursor(token=start, routed=routed)
         self._ensure_feeding()
 
+    def _act(self, name: str, content: Mapping[str, Any]) -> None:
+        action = self.actions.get(name)
+        if action is None:
+            raise refused(f"The action '{name}' on a view that has none", "a live lab behind it")
+
+        def work() -> None:  # writing a file or running a control takes its time
+            try:
+                outcome: Mapping[str, Any] = action(content)
+            except K2LabError as error:
+                outcome = {"error": f"{error.found} {error.mend}"}
+            except Exception as error:  # noqa: BLE001 - the person gets to read it
+                outcome = {"error": f"That failed: {error!r}."}
+            self.send({"type": "outcome", "action": name, **outcome})
+
+        threading.Thread(target=work, name=f"k2lab-{name}", daemon=True).start()
+
     def _ask(self, text: Any) -> None:
         if self.on_ask is None:
-            raise _refused("A question to a run that takes none", "a live lab behind this view")
+            raise refused("A question to a run that takes none", "a live lab behind this view")
         if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_QUESTION:
-            raise _refused(
+            raise refused(
                 "A question that is empty or too long", f"1 … {LONGEST_QUESTION} characters"
             )
         self.on_ask(text.strip())
@@ -280,64 +280,6 @@ class Cursor:
         return max(64, FRAME_BYTES // (64 + about.moe_layers * (3 * about.slots + 2)))
 
 
-class Recorded:
-    """A finished trace in the place of a run: it cannot be controlled."""
-
-    error = ""
-    done = True
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-
-    @property
-    def state(self) -> str:
-        """`stopped` or `error` as recorded, else `done`."""
-        reason = self.trace.stopped.reason if self.trace.stopped else "answer"
-        return reason if reason in ("stopped", "error") else "done"
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Returns at once."""
-
-    def stop(self) -> None:
-        """Refused, like every control."""
-        raise _refused("A control for a recorded trace", "a run that is going on")
-
-    pause = resume = stop
-
-    def step(self, _unit: str) -> None:
-        """Refused."""
-        self.stop()
-
-
-def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
-    """The `status` trait: state, speed and origin, for the status line and the buttons."""
-    stopped = run.trace.stopped
-    error = ""
-    if run.error or (stopped and stopped.reason == "error"):
-        last = run.error.strip().splitlines()[-1:] or [""]
-        error = (stopped.detail if stopped else "") or last[0] or "The run failed."
-    return {
-        "state": run.state,
-        "reason": stopped.reason if stopped else "",
-        "detail": stopped.detail if stopped else "",
-        "error": error,
-        "traceback": run.error,
-        "speed": speed(run.trace, whole=run.done),
-        "controls": not isinstance(run, Recorded) and not run.done,
-        "asks": asks,
-        **asdict(facts),
-    }
-
-
-def speed(trace: Trace, *, whole: bool) -> float:
-    """Chosen tokens per second, rounded: of the whole run or of its last 24 tokens; 0 unknown."""
-    times = trace.seconds[~np.isnan(trace.seconds)]
-    times = times if whole else times[-24:]
-    if len(times) < 2 or times[-1] <= times[0]:
-        return 0.0
-    return round((len(times) - 1) / float(times[-1] - times[0]), 1)
-
-
 def store_of(source: "Store | RunLike | Trace") -> Store:
     """The store itself, or a new one around a run or trace."""
     return source if isinstance(source, Store) else Store(source)
@@ -348,14 +290,8 @@ def _unit(unit: Any) -> Literal["token", "layer"]:
         return "token"
     if unit == "layer":
         return "layer"
-    raise _refused(f"A step of {unit!r}", "'token' or 'layer'")
+    raise refused(f"A step of {unit!r}", "'token' or 'layer'")
 
 
 def _index(value: Any, length: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= length
-
-
-def _refused(found: str, expected: str) -> InputError:
-    return InputError(
-        f"{found}.", expected=f"{expected}.", mend="reload the page, or run the cell."
-    )

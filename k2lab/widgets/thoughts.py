@@ -15,7 +15,8 @@ import traitlets
 from k2lab.engine.events import KINDS, Kind
 from k2lab.trace.trace import Trace
 from k2lab.widgets.base import K2Widget, Picture, png
-from k2lab.widgets.store import RunLike, Store, store_of
+from k2lab.widgets.source import RunLike
+from k2lab.widgets.store import Store, store_of
 
 COLUMNS = 96  # characters per line of the picture
 LONG_TOKEN = 20  # characters; longer ones are cut at the line end

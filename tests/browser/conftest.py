@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 START_SECONDS = 180
+PATIENCE = 60_000  # ms; on a busy machine everything comes late
+
+
+Notebook = Callable[..., str]
 
 
 class Person:
@@ -52,6 +56,34 @@ class Person:
         ready = f"() => {context}?.session?.kernel?.status === 'idle'"
         self.page.wait_for_function(ready, timeout=60_000)
 
+    def read(self, file: Path) -> None:
+        """A page from a file."""
+        self.page.goto(file.as_uri())
+
+    def until(self, condition: str, seconds: float = 60) -> None:
+        """Wait for a JavaScript expression to be true."""
+        self.page.wait_for_function(f"() => {condition}", timeout=seconds * 1000)
+
+    def press(self, *keys: str) -> None:
+        """Keys, one after the other."""
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def focused(self) -> str:
+        """What has the focus: its label or text."""
+        return str(
+            self.page.evaluate(
+                "() => { const e = document.activeElement;"
+                " return (e.getAttribute('aria-label') ?? e.textContent ?? '').slice(0, 90); }"
+            )
+        )
+
+    def frames(self) -> None:
+        """Two painted frames later."""
+        self.page.evaluate(
+            "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
+        )
+
     def run_all(self) -> None:
         """Run all cells; returns at once."""
         self.command("notebook:run-all-cells")
@@ -67,7 +99,10 @@ class Person:
     def theme(self, scheme: str) -> None:
         """`light` or `dark`."""
         self.page.emulate_media(color_scheme=scheme)
-        self.page.wait_for_timeout(800)
+        light = str(scheme == "light").lower()
+        self.until(f"document.body.dataset.jpThemeLight === '{light}'")
+        self.until("!document.querySelector('#jupyterlab-splash')")
+        self.frames()
 
     def picture(self, name: str) -> Path:
         """A screenshot to be looked at."""
@@ -85,6 +120,35 @@ class Person:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the course, to which tests may add notebooks."""
     return Path(shutil.copytree(ROOT / "notebooks", tmp_path_factory.mktemp("lab") / "course"))
+
+
+@pytest.fixture
+def notebook(folder: Path) -> Notebook:
+    """A function that writes a notebook with these cells and returns its name."""
+
+    def write(name: str, *cells: str) -> str:
+        content: dict[str, Any] = {
+            "cells": [
+                {
+                    "cell_type": "code",
+                    "id": f"cell-{place}",
+                    "source": source,
+                    "metadata": {},
+                    "outputs": [],
+                    "execution_count": None,
+                }
+                for place, source in enumerate(cells)
+            ],
+            "metadata": {
+                "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+            },
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+        (folder / name).write_text(json.dumps(content))
+        return name
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -146,14 +210,36 @@ def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> No
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture
-def person(server: str) -> Iterator[Person]:
-    """A person with a browser window the size of a projector."""
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A running Chromium, shared; each test has a context of its own."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed; `apt-get install chromium` brings it.")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-        yield Person(page, server)
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def window(chromium: Any) -> Iterator[Any]:
+    """A browser window the size of a projector."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def person(server: str, window: Any) -> Person:
+    """A person with a browser window and JupyterLab."""
+    return Person(window, server)
+
+
+@pytest.fixture
+def reader(window: Any) -> Person:
+    """A person with a browser window and no network at all."""
+    window.context.set_offline(True)
+    return Person(window, "")

@@ -1,14 +1,13 @@
 """The lab as a person meets it: a real JupyterLab, a real browser, the shipped model."""
 
-import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Person
+    from conftest import Notebook, Person
 
 SLOW = """import time
 import k2lab
@@ -26,9 +25,9 @@ run"""
 HOSTILE = """from k2lab.engine.events import Answered, PromptRead, Stopped, TokenChosen
 from k2lab.trace.trace import About, Trace
 from k2lab.widgets.base import Column
-from k2lab.widgets.experts import ExpertMap
-from k2lab.widgets.store import Store
-from k2lab.widgets.thoughts import ThoughtStream
+from k2lab.widgets.compare import CompareBranch
+from k2lab.widgets.dashboard import Dashboard
+from k2lab.widgets.store import Facts, Store
 
 bad = "<img src=x onerror='window.pwned=1'><script>window.pwned=2</script>"
 about = About(bad, layers=2, dense_layers=1, experts=8, slots=2, scaling=1.0, vocab=9)
@@ -43,32 +42,12 @@ trace = Trace.collect(
     ],
     about,
 )
-store = Store(trace)
-Column([ThoughtStream(store), ExpertMap(store)])"""
-
-
-def notebook(folder: Path, name: str, *cells: str) -> str:
-    """The name of a new notebook with these cells."""
-    content: dict[str, Any] = {
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell-{place}",
-                "source": source,
-                "metadata": {},
-                "outputs": [],
-                "execution_count": None,
-            }
-            for place, source in enumerate(cells)
-        ],
-        "metadata": {
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-        },
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    (folder / name).write_text(json.dumps(content))
-    return name
+store, other = Store(trace, facts=Facts(bad, bad, bad)), Store(trace)
+compare = CompareBranch(store, other)
+runs = [{**entry, "name": bad, "given": bad} for entry in store.runs]
+store.runs = [runs[0], {**runs[1], "edits": [{"do": bad, "layer": bad, "experts": [bad]}]}]
+store.edits = [{"do": bad, "layer": 1, "experts": [bad], "segment": bad}]
+Column([Dashboard(store), compare])"""
 
 
 def until(person: "Person", condition: str, seconds: float = 60) -> None:
@@ -96,9 +75,9 @@ def test_hello_shows_a_run_and_its_linked_widgets(person: "Person") -> None:
 
 @pytest.mark.timeout(300)
 def test_a_run_is_seen_before_it_ends_and_survives_a_reload_and_stops(
-    person: "Person", folder: Path
+    person: "Person", notebook: "Notebook", folder: Path
 ) -> None:
-    person.open(notebook(folder, "slow.ipynb", SLOW))
+    person.open(notebook("slow.ipynb", SLOW))
     person.run_all()
     until(person, f"{SAID} > 2", 120)
     assert "running" in person.state().lower()
@@ -111,7 +90,7 @@ def test_a_run_is_seen_before_it_ends_and_survives_a_reload_and_stops(
     for place in range(2, 18):  # somewhere in this row is an expert that was used
         x, y = box["x"] + box["width"] * place / 20, box["y"] + box["height"] * 0.3
         person.page.mouse.move(x, y)
-        person.page.wait_for_timeout(200)
+        person.frames()
         if person.page.locator(".k2-uses").count():
             break
     assert person.page.locator(".k2-uses").count() > 0
@@ -132,9 +111,11 @@ def test_a_run_is_seen_before_it_ends_and_survives_a_reload_and_stops(
 
 
 @pytest.mark.timeout(300)
-def test_a_person_can_ask_in_the_page_with_the_keyboard(person: "Person", folder: Path) -> None:
+def test_a_person_can_ask_in_the_page_with_the_keyboard(
+    person: "Person", notebook: "Notebook"
+) -> None:
     cell = "import k2lab\nlab = k2lab.load()\nrun = lab.run('Who wrote Hamlet?')\nrun"
-    person.open(notebook(folder, "ask.ipynb", cell))
+    person.open(notebook("ask.ipynb", cell))
     person.run_all()
     until(person, ENDED, 120)
     box = person.page.get_by_label("Question to the model").first
@@ -147,16 +128,21 @@ def test_a_person_can_ask_in_the_page_with_the_keyboard(person: "Person", folder
 
 @pytest.mark.timeout(300)
 def test_hostile_text_stays_text_and_axe_finds_nothing_serious(
-    person: "Person", folder: Path
+    person: "Person", notebook: "Notebook"
 ) -> None:
-    person.open(notebook(folder, "hostile.ipynb", HOSTILE))
+    person.open(notebook("hostile.ipynb", HOSTILE))
     person.run_all()
     until(person, "document.querySelectorAll('.k2-token').length > 1", 120)
     person.page.locator(".k2-thinking .k2-token").first.hover()
+    for tab in ("Routing", "Attention", "Compare"):
+        person.page.get_by_role("tab", name=tab, exact=True).click()
+        person.frames()
+    until(person, "document.querySelectorAll('.k2-tree').length > 1")
     for name in ("Table", "Markers"):
-        for button in person.page.get_by_role("button", name=name).all():
-            button.click()
-    person.page.wait_for_timeout(500)
+        for button in person.page.get_by_role("button", name=name, exact=True).all():
+            if button.is_visible():
+                button.click()
+    person.frames()
     assert person.page.evaluate("window.pwned") is None
     assert person.page.locator(".k2lab img, .k2lab script").count() == 0
 
@@ -167,10 +153,10 @@ def test_hostile_text_stays_text_and_axe_finds_nothing_serious(
 
 
 @pytest.mark.timeout(300)
-def test_the_lab_fits_a_narrow_column(person: "Person", folder: Path) -> None:
+def test_the_lab_fits_a_narrow_column(person: "Person", notebook: "Notebook") -> None:
     person.page.set_viewport_size({"width": 900, "height": 1100})
     cell = "import k2lab\nrun = k2lab.load().run('What is 959 plus 86?').wait()\nrun"
-    person.open(notebook(folder, "narrow.ipynb", cell))
+    person.open(notebook("narrow.ipynb", cell))
     person.run_all()
     until(person, ENDED, 120)
     width = person.page.evaluate("document.querySelector('.k2-thoughts').clientWidth")

@@ -1,0 +1,68 @@
+"""The dashboard of a live run in JupyterLab: branches, edits, files, and what they look like."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Notebook, Person
+
+CELL = """import k2lab
+lab = k2lab.load()
+run = lab.run("What do 3 x lamp and 2 x rope cost?").wait()
+lab.show(run)"""
+
+ENDED = "/done|error/.test(document.querySelector('.k2-state').textContent)"
+LENS = "document.querySelector('.k2-lens .k2-readout').textContent"
+OUTCOME = "document.querySelector('.k2-report').textContent"
+
+
+@pytest.mark.timeout(420)
+def test_a_live_dashboard_branches_edits_and_writes_files(
+    person: "Person", notebook: "Notebook", folder: Path
+) -> None:
+    person.open(notebook("dashboard.ipynb", CELL))
+    person.run_all()
+    person.until(f"document.querySelectorAll('.k2-answer .k2-token').length && {ENDED}", 180)
+    window = person.page
+
+    # Scores and attention are computed when they are asked for.
+    window.get_by_role("tab", name="Routing", exact=True).click()
+    person.until(f"/Scores: derived/.test({LENS})")
+    window.get_by_role("tab", name="Attention", exact=True).click()
+    person.until("document.querySelector('.k2-warm')")
+
+    # Another token in place of one that the model chose: a branch, side by side.
+    token = window.locator(".k2-thinking .k2-token").first
+    token.scroll_into_view_if_needed()
+    token.click()
+    window.locator(".k2-pick").nth(1).click()
+    window.get_by_role("tab", name="Compare", exact=True).click()
+    person.until("document.querySelectorAll('.k2-pane').length === 2", 90)
+    person.until("document.querySelectorAll('.k2-pane .k2-parts').length === 2")
+    person.picture("dashboard-compare")
+
+    # An edit from the keyboard, and what it does beside random experts of equal load.
+    window.get_by_role("tab", name="Routing", exact=True).click()
+    window.get_by_role("grid", name="Chosen experts of one token").focus()
+    person.press("ArrowRight", "Enter")
+    window.get_by_role("button", name="Zero", exact=True).focus()
+    person.press("Enter")
+    run = window.get_by_role("button", name="Run control + treatment")
+    person.until("!document.querySelector('.k2-strong').disabled", 90)
+    run.click()
+    person.until(f"/treatment[^]*95 %/.test({OUTCOME})", 180)
+
+    # Files beside the notebook.
+    window.locator(".k2-more summary").click()
+    for name, ending in (("Save trace", ".k2trace"), ("Export HTML", ".html")):
+        window.get_by_role("button", name=name).click()
+        person.until(f"/{ending}/.test(document.querySelector('.k2-said').textContent)")
+    assert list(folder.glob("*.k2trace")) and list(folder.glob("run*.html"))
+    person.press("Escape")
+
+    for scheme in ("light", "dark"):
+        person.theme(scheme)
+        person.picture(f"dashboard-{scheme}")
+    assert not person.problems

@@ -1,0 +1,155 @@
+import { button, choice, copyText, el, toggle } from "./_kit.js";
+
+/**
+ * What stands above and below a view: the run's state and origin, its controls, a box for questions.
+ */
+
+/**
+ * The line above a view: state, speed, engine, where the numbers come from; errors below it.
+ * @param {any} store @param {AbortSignal} signal
+ */
+export function statusLine(store, signal) {
+  const state = el("span", { class: "k2-state", role: "status" });
+  const facts = el("span", { class: "k2-facts" });
+  const badge = el("span", { class: "k2-badge" });
+  const more = actions(store, signal);
+  const notice = el("div", { class: "k2-notice", role: "alert", hidden: true });
+  const write = () => {
+    const status = store.get("status") ?? {};
+    const parts = statusParts(status, store.get("about") ?? {}, store.data.n);
+    if (state.textContent !== parts.state) state.textContent = parts.state;
+    state.dataset.state = status.state ?? "";
+    facts.textContent = parts.facts;
+    badge.textContent = status.provenance ?? "";
+    badge.title = PROVENANCE[status.provenance] ?? "";
+    const failed = store.outcome?.error ?? "", text = store.notice || failed || status.error || "", trace = store.notice || failed ? "" : status.traceback;
+    notice.hidden = !text;
+    if (notice.dataset.text === text) return;
+    notice.dataset.text = text;
+    notice.replaceChildren(text);
+    if (trace) notice.append(el("details", {}, el("summary", { text: "Traceback" }), el("pre", { text: trace })));
+  };
+  store.listen(write, signal);
+  write();
+  return el("div", { class: "k2-head" }, el("div", { class: "k2-status" }, state, facts, badge, more), notice);
+}
+
+/** Freeze, Save trace, Export HTML, Copy as code. @param {any} store @param {AbortSignal} signal */
+export function actions(store, signal) {
+  const ask = (type) => () => { store.outcome = null; store.send({ type }); };
+  const freeze = toggle("Freeze", (on) => store.freeze(on), signal);
+  const save = button("Save trace", ask("save"), signal), page = button("Export HTML", ask("export"), signal);
+  const copy = button("Copy as code", () => copyText(store.get("code") || "", copy), signal);
+  const said = el("p", { class: "k2-said", role: "status" });
+  const box = el("div", { class: "k2-menu" }, freeze, save, page, copy, said);
+  const node = el("details", { class: "k2-more" }, el("summary", { text: "Actions" }), box);
+  freeze.title = "Hold what is shown; what comes meanwhile is shown afterwards";
+  node.addEventListener("keydown", (event) => { if (event.key === "Escape" && node.open) { node.open = false; node.querySelector("summary")?.focus(); event.stopPropagation(); } }, { signal });
+  const write = () => {
+    const can = store.get("status")?.can ?? [], { action, text } = store.outcome ?? {};
+    for (const [each, name] of [[save, "save"], [page, "export"]]) { each.disabled = !can.includes(name); each.title = each.disabled ? "Needs a running kernel behind this page" : ""; }
+    copy.disabled = !store.get("code");
+    freeze.setAttribute("aria-pressed", String(store.frozen !== null));
+    said.textContent = action === "save" || action === "export" ? String(text ?? "") : "";
+  };
+  store.listen(write, signal);
+  write();
+  return node;
+}
+
+/** What a provenance badge means. */
+export const PROVENANCE = {
+  measured: "Read from the model while it ran.",
+  derived: "Computed from what was measured.",
+  missing: "Not captured in this run.",
+};
+
+/**
+ * The words of the status line.
+ * @param {any} status @param {any} about @param {number} tokens
+ */
+export function statusParts(status, about, tokens) {
+  const words = { answer: "answered", length: "token limit reached", stopped: "stopped by you", budget: "step budget used up", error: "failed" };
+  const name = status.state ?? "waiting";
+  const state = status.reason ? `${name}: ${words[status.reason] ?? status.reason}` : name;
+  const facts = [about.model, `${tokens.toLocaleString("en-GB")} tokens`];
+  if (status.speed > 0) facts.push(`${status.speed < 10 ? status.speed.toFixed(1) : Math.round(status.speed)} tokens/s`);
+  facts.push(status.engine, status.dtype, status.capture && `capture: ${status.capture}`);
+  return { state, facts: facts.filter(Boolean).join(" · ") };
+}
+
+/** Stop, pause, step. @param {any} store @param {AbortSignal} signal */
+export function controls(store, signal) {
+  const send = (message) => () => store.send(message);
+  const stop = button("Stop", send({ type: "stop" }), signal);
+  const pause = button("Pause", () => store.send({ type: store.get("status")?.state === "paused" ? "resume" : "pause" }), signal);
+  const token = button("Step token", send({ type: "step", unit: "token" }), signal);
+  const layer = button("Step layer", send({ type: "step", unit: "layer" }), signal);
+  const write = () => {
+    const { state, controls: live } = store.get("status") ?? {}, paused = state === "paused";
+    group.hidden = !live; // what has ended cannot be controlled
+    pause.textContent = paused ? "Resume" : "Pause";
+    for (const node of [stop, pause]) node.disabled = !live;
+    for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
+  };
+  const group = el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer);
+  store.listen(write, signal);
+  write();
+  return group;
+}
+
+/** Plays what is recorded: the playhead goes from token to token. @param {any} store @param {AbortSignal} signal */
+export function player(store, signal) {
+  let speed = 10, timer = 0;
+  const stop = () => { clearInterval(timer); timer = 0; write(); };
+  const go = () => {
+    const { n } = store.data, next = store.get("playhead") + 1;
+    if (next >= n) { stop(); return; }
+    store.hover({ playhead: next });
+  };
+  const begin = () => { clearInterval(timer); timer = /** @type {any} */ (setInterval(go, 1000 / speed)); };
+  const play = button("Play", () => {
+    if (timer) { stop(); return; }
+    if (store.get("playhead") < 0 || store.get("playhead") >= store.data.n - 1) store.hover({ playhead: 0 });
+    begin();
+    write();
+  }, signal, { title: "Go through the recorded tokens" });
+  const pace = choice("at", [["2", "2/s"], ["10", "10/s"], ["40", "40/s"]], "10", (value) => { speed = Number(value); if (timer) begin(); }, signal);
+  const node = el("div", { class: "k2-group", role: "group", "aria-label": "Playback" }, play, pace);
+  function write() {
+    const state = store.get("status")?.state;
+    node.hidden = !store.data.n || state === "running" || state === "paused";
+    play.textContent = timer ? "Hold" : "Play";
+  }
+  signal.addEventListener("abort", () => clearInterval(timer));
+  store.listen(write, signal);
+  write();
+  return node;
+}
+
+/** A box in which a person asks the model. @param {any} store @param {AbortSignal} signal */
+export function askBox(store, signal) {
+  const input = el("input", { class: "k2-input", type: "text", "aria-label": "Question to the model", autocomplete: "off" });
+  const ask = el("button", { type: "submit", class: "k2-button k2-primary", text: "Ask" });
+  const form = el("form", { class: "k2-ask" }, input, ask);
+  const submit = (event) => {
+    event.preventDefault();
+    if (!input.value.trim() || ask.disabled) return;
+    store.send({ type: "ask", text: input.value });
+    input.value = "";
+  };
+  form.addEventListener("submit", submit, { signal });
+  input.addEventListener("keydown", (event) => { // all keys are text here; JupyterLab takes Enter
+    event.stopPropagation();
+    if (event.key === "Enter" && !event.isComposing) submit(event);
+  }, { signal });
+  const write = () => {
+    const { asks, state } = store.get("status") ?? {}, busy = state === "running" || state === "paused";
+    form.hidden = !asks;
+    ask.disabled = busy;
+    input.placeholder = busy ? "The model is at work …" : "Ask the model something";
+  };
+  store.listen(write, signal);
+  write();
+  return form;
+}

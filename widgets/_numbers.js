@@ -1,0 +1,64 @@
+/**
+ * Shared by every widget: the kinds of tokens, numbers as people read them, arrays out of frames.
+ * Nothing here touches the page.
+ */
+
+/** Kinds in the order of their codes, as in k2lab/engine/events.py. */
+export const KINDS = ["marker", "system", "user", "thinking", "answer", "call", "result"];
+
+/** Letter that marks a kind beside its colour. */
+export const LETTERS = { marker: "·", system: "S", user: "U", thinking: "T", answer: "A", call: "⚙", result: "R" };
+
+/** Name of a kind for people. */
+export const NAMES = {
+  marker: "Marker", system: "System", user: "User", thinking: "Thinking",
+  answer: "Answer", call: "Tool call", result: "Tool result",
+};
+
+/** Okabe–Ito colours of the kinds, as [red, green, blue]. */
+export const KIND_COLOURS = {
+  marker: [153, 153, 153], system: [153, 153, 153], user: [230, 159, 0], thinking: [0, 114, 178],
+  answer: [0, 158, 115], call: [204, 121, 167], result: [86, 180, 233],
+};
+
+
+/** @param {number} value @param {number} low @param {number} high */
+export function clamp(value, low, high) { return Math.min(high, Math.max(low, value)); }
+
+/** Share as percentage, with no more digits than it deserves. @param {number} share */
+export function percent(share) {
+  if (!Number.isFinite(share)) return "–";
+  const value = share * 100;
+  return `${value >= 10 || value === 0 ? Math.round(value) : value.toFixed(1)} %`;
+}
+
+/** A number with `digits` decimals, or a dash for none. @param {number} value @param {number} [digits] */
+export function decimal(value, digits = 2) { return Number.isFinite(value) ? value.toFixed(digits) : "–"; }
+
+/** IEEE half precision to number. @param {number} bits */
+export function half(bits) {
+  const exponent = (bits >> 10) & 31, fraction = bits & 1023, sign = bits & 32768 ? -1 : 1;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}
+
+const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array, float16: Uint16Array };
+
+/**
+ * Typed arrays by name from "name:type:AxBxC …" and as many buffers. float16 stays raw (see half).
+ * @param {string} layout @param {(DataView|ArrayBuffer)[]} buffers @returns {Record<string, any>}
+ */
+export function unpack(layout, buffers) {
+  /** @type {Record<string, any>} */
+  const arrays = {};
+  layout.split(" ").filter(Boolean).forEach((entry, place) => {
+    const [name, type, shape] = entry.split(":");
+    const buffer = buffers[place], size = shape.split("x").reduce((product, side) => product * Number(side), 1);
+    if (!(type in TYPES) || !buffer || buffer.byteLength !== size * TYPES[type].BYTES_PER_ELEMENT) throw new Error(`Damaged frame: ${entry}`);
+    const start = ArrayBuffer.isView(buffer) ? buffer.byteOffset : 0;
+    const bytes = ArrayBuffer.isView(buffer) ? buffer.buffer : buffer;
+    arrays[name] = new TYPES[type](bytes.slice(start, start + buffer.byteLength)); // a copy is aligned
+  });
+  return arrays;
+}

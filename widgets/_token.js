@@ -1,0 +1,61 @@
+import { clamp, decimal, KINDS, NAMES, percent } from "./_numbers.js";
+import { button, el } from "./_kit.js";
+
+/**
+ * Shared by the widgets that show tokens: a token's facts, and the box with its alternatives, from
+ * which a run can branch. Not here: how a branch is made (k2lab/run.py).
+ */
+
+/** A token's text made visible. @param {string} text */
+export function visible(text) { return text === "" ? "∅" : text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣"); }
+
+/** Facts of a token as [label, value] pairs. */
+export function tokenFacts(data, i) {
+  const { ids, kinds, entropy, logprob } = data.column, given = Number.isNaN(logprob[i]);
+  const facts = [["token", `${i} · id ${ids[i]}`], ["part", NAMES[KINDS[kinds[i]]]]];
+  if (given) facts.push(["origin", "given, not chosen"]);
+  else facts.push(["probability", percent(Math.exp(logprob[i]))], ["entropy", `${decimal(entropy[i])} nats`]);
+  facts.push(["router margin", i < data.m ? decimal(data.margin(i), 4) : "not routed yet"]);
+  return facts;
+}
+
+/**
+ * Alternatives of a token, near it. Pinned, in a live lab, each can be chosen instead.
+ * @param {any} store @param {AbortSignal} signal
+ */
+export function popover(store, signal) {
+  const box = el("div", { class: "k2-pop", hidden: true });
+  let key = "";
+  const branch = (message) => { store.outcome = null; store.send({ type: "branch", ...message }); };
+  const row = (data, i, { id, text, p }, colour, live) => el("tr", { class: id === data.column.ids[i] ? "k2-chosen" : "" },
+    el("td", { class: "k2-mono" }, live ? button(visible(text), () => branch({ at: i, token: id }), signal, { class: "k2-pick", title: `Branch here with ${visible(text)}` }) : visible(text)),
+    el("td", { class: "k2-bar" }, el("span", { style: `width:${Math.max(1, p * 100)}%;background:${colour}` })),
+    el("td", { class: "k2-number", text: percent(p) }));
+  function own(i) { // a text of the person's own
+    const input = el("input", { class: "k2-input", type: "text", "aria-label": "Text to go on with", placeholder: "… or write what comes here", autocomplete: "off" });
+    const form = el("form", { class: "k2-own" }, input, el("button", { type: "submit", class: "k2-button", text: "Branch" }));
+    const submit = (event) => { event.preventDefault(); if (input.value) branch({ at: i, text: input.value }); };
+    form.addEventListener("submit", submit, { signal });
+    input.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.key === "Enter" && !event.isComposing) submit(event); if (event.key === "Escape") store.clear(); }, { signal });
+    return form;
+  }
+  const show = (data, i, node, frame, colour) => {
+    const top = data.top(i), status = store.get("status") ?? {}, busy = ["running", "paused"].includes(status.state);
+    const live = store.pinned()[0] === i && (status.can ?? []).includes("branch") && !busy && top.length > 0;
+    const now = `${store.epoch}|${i}|${live}|${colour}|${i < data.m}`;
+    if (now !== key) {
+      key = now;
+      box.replaceChildren(el("div", { class: "k2-pop-token k2-mono", text: visible(data.texts[i]) }),
+        el("dl", {}, ...tokenFacts(data, i).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })])));
+      if (top.length) box.append(el("table", { class: "k2-top" }, el("tbody", {}, ...top.map((one) => row(data, i, one, colour, live)))));
+      if (live) box.append(el("p", { class: "k2-hint", text: "Choose another: the run branches here." }), own(i));
+      box.classList.toggle("k2-live", live);
+    }
+    box.hidden = false;
+    const area = frame.getBoundingClientRect(), at = node.getClientRects()[0] ?? node.getBoundingClientRect();
+    const below = at.bottom - area.top + 6, above = at.top - area.top - box.offsetHeight - 6;
+    box.style.left = `${clamp(at.left - area.left - 12, 4, Math.max(4, area.width - box.offsetWidth - 4))}px`;
+    box.style.top = `${at.top - area.top > area.height * 0.55 ? Math.max(above, 40 - area.top) : below}px`;
+  };
+  return { box, show, hide: () => { box.hidden = true; } };
+}

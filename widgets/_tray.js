@@ -1,0 +1,125 @@
+import { NAMES } from "./_numbers.js";
+import { button, choice, copyText, el } from "./_kit.js";
+
+/**
+ * Shared by the widgets that change a run: the tray of edits, and what can be done with it. An edit
+ * is the JSON of k2lab/engine/edits.py. Not here: what an edit does to the network.
+ */
+
+/** What can be done to an expert: words for the button, and the fields beside layer and expert. */
+export const DEEDS = {
+  zero: { label: "Zero", say: "zero", title: "Drop this expert's output; the others keep their weights", more: {} },
+  around: { label: "Route around", say: "route around", title: "This expert cannot be chosen; the next best takes its place", more: {} },
+  force: { label: "Force", say: "force", title: "Always choose this expert, with the weight of its own score", more: {} },
+  lower: { label: "Bias −", say: "bias", title: "Lower its choice score by 0.05", more: { amount: -0.05 } },
+  raise: { label: "Bias +", say: "bias", title: "Raise its choice score by 0.05", more: { amount: 0.05 } },
+};
+
+/** The edit of a deed. @param {keyof DEEDS} deed @param {any} scope `tokens`, `segment` or nothing */
+export function editOf(deed, layer, expert, scope = {}) {
+  const { more } = DEEDS[deed];
+  return { do: "amount" in more ? "bias" : deed, layer, experts: [expert], ...more, ...scope };
+}
+
+/** The edits with one more; the same bias twice adds up, what takes itself back is gone. */
+export function withEdit(edits, edit) {
+  const key = ({ amount, ...rest }) => JSON.stringify(rest, Object.keys(rest).sort());
+  const place = edits.findIndex((one) => key(one) === key(edit));
+  if (place < 0) return [...edits, edit];
+  if (edit.do !== "bias") return edits;
+  const amount = Math.round((edits[place].amount + edit.amount) * 1000) / 1000;
+  return amount ? edits.with(place, { ...edits[place], amount }) : edits.toSpliced(place, 1);
+}
+
+/** An edit in words. */
+export function editWords(edit) {
+  const whom = edit.heads ? `head ${edit.heads.join(", ")}` : edit.experts ? `expert ${edit.experts.join(", ")}` : edit.rule ?? "";
+  const what = { zero: "zero", around: "route around", force: "force", bias: `bias ${edit.amount > 0 ? "+" : "−"}${Math.abs(edit.amount ?? 0)} on`, zero_heads: "zero", router: "router" }[edit.do] ?? edit.do;
+  const when = edit.tokens ? `, tokens ${edit.tokens[0]} to ${edit.tokens[1] - 1}` : edit.segment ? `, ${(NAMES[edit.segment] ?? edit.segment).toLowerCase()} only` : "";
+  return `L${edit.layer}: ${what} ${whom}${when}`;
+}
+
+/** Python that applies the edits in a block. @param {any[]} edits */
+export function editCode(edits, question = "What is 3 * 14?") {
+  const lines = edits.map((edit) => {
+    const site = edit.heads ? `layers.${edit.layer}.self_attn` : `layers.${edit.layer}.mlp.router`;
+    const list = JSON.stringify(edit.experts ?? edit.heads ?? []);
+    const how = { zero: `ablate=${list}`, zero_heads: `ablate=${list}`, around: `around=${list}`, force: `force=${list}`, bias: `bias={${(edit.experts ?? []).map((one) => `${one}: ${edit.amount}`).join(", ")}}`, router: `rule=${JSON.stringify(edit.rule)}` }[edit.do];
+    const scope = (edit.tokens ? `, tokens=(${edit.tokens[0]}, ${edit.tokens[1]})` : "") + (edit.segment ? `, segment=${JSON.stringify(edit.segment)}` : "");
+    return `lab.edit(${JSON.stringify(site)}, ${how}${scope})`;
+  });
+  if (!lines.length) return "";
+  return `with ${lines.length > 1 ? `(\n    ${lines.join(",\n    ")},\n)` : lines[0]}:\n    run = lab.run(${JSON.stringify(question)}).wait()\nlab.show(run)\n`;
+}
+
+/** For which tokens an edit acts: words and fields, from what is selected. */
+export function scopes(store) {
+  const range = store.range(), head = store.get("playhead");
+  const found = [["all", "all tokens", {}]];
+  if (head >= 0) found.push(["token", `token ${head}`, { tokens: [head, head + 1] }]);
+  if (range) found.push(["range", `tokens ${range[0]} to ${range[1] - 1}`, { tokens: range }]);
+  for (const kind of ["thinking", "answer", "call"]) found.push([kind, `${NAMES[kind].toLowerCase()} only`, { segment: kind }]);
+  return found;
+}
+
+/** What came of the last action, in words. @param {any} outcome */
+export function outcomeWords(outcome) {
+  if (!outcome) return "";
+  return String(outcome.error ?? outcome.text ?? "");
+}
+
+/**
+ * The tray: deeds for the expert in focus, the edits so far, Run control + treatment, Copy as code.
+ * @param {any} store @param {AbortSignal} signal @returns {{node: HTMLElement, write: () => void}}
+ */
+export function tray(store, signal) {
+  let scope = "all", waiting = false;
+  const target = el("span", { class: "k2-target" });
+  const add = (deed) => {
+    const fields = scopes(store).find(([name]) => name === scope)?.[2] ?? {};
+    store.select({ edits: withEdit(store.get("edits") ?? [], editOf(deed, store.get("layer"), store.get("expert"), fields)) });
+  };
+  const deeds = Object.entries(DEEDS).map(([deed, { label, title }]) => button(label, () => add(/** @type {any} */ (deed)), signal, { title }));
+  const where = choice("for", [["all", "all tokens"]], scope, (value) => { scope = value; }, signal);
+  const select = where.querySelector("select");
+  const list = el("ul", { class: "k2-edits", "aria-label": "Edits" });
+  const run = button("Run control + treatment", () => {
+    waiting = true;
+    store.send({ type: "treat", edits: store.get("edits") ?? [], at: store.pinned()[0] });
+    write();
+  }, signal, { class: "k2-button k2-strong" });
+  const copy = button("Copy as code", () => copyText(editCode(store.get("edits") ?? [], store.get("about")?.question), copy), signal);
+  const empty = button("Clear", () => store.select({ edits: [] }), signal);
+  const report = el("p", { class: "k2-report", role: "status" });
+  const node = el("div", { class: "k2-tray", role: "group", "aria-label": "Edits of the network" },
+    el("div", { class: "k2-deeds" }, target, ...deeds), list, el("div", { class: "k2-deeds" }, where, run, copy, empty), report);
+  let written = "";
+  function write() {
+    const [layer, expert] = [store.get("layer"), store.get("expert")], edits = store.get("edits") ?? [], one = layer >= 0 && expert >= 0;
+    const words = one ? `L${layer} expert ${expert}` : "No expert yet";
+    if (target.textContent !== words) target.textContent = words;
+    for (const each of deeds) each.disabled = !one;
+    const known = scopes(store), key = JSON.stringify(known.map(([name, text]) => [name, text]));
+    if (select && select.dataset.key !== key) {
+      select.dataset.key = key;
+      if (!known.some(([name]) => name === scope)) scope = "all";
+      select.replaceChildren(...known.map(([value, text]) => el("option", { value, text, selected: value === scope })));
+    }
+    const can = (store.get("status")?.can ?? []).includes("treat"), busy = ["running", "paused"].includes(store.get("status")?.state);
+    if (waiting && store.outcome?.action === "treat") waiting = false;
+    run.disabled = !edits.length || !can || busy || waiting;
+    run.title = can ? "Runs the edits, and random experts of equal load as control; reports the difference" : "Only a live lab can run this; Copy as code gives the cell";
+    run.textContent = waiting ? "Running control + treatment …" : "Run control + treatment";
+    copy.disabled = empty.disabled = !edits.length;
+    const said = store.outcome?.action === "treat" || store.outcome?.error ? outcomeWords(store.outcome) : "";
+    if (report.textContent !== said) report.textContent = said;
+    const now = JSON.stringify(edits);
+    if (now === written) return;
+    written = now;
+    list.replaceChildren(...edits.map((edit, place) => el("li", {}, el("span", { text: editWords(edit) }),
+      button("×", () => store.select({ edits: (store.get("edits") ?? []).toSpliced(place, 1) }), signal, { class: "k2-button k2-small", "aria-label": `Remove: ${editWords(edit)}` }))));
+  }
+  store.listen(write, signal);
+  write();
+  return { node, write };
+}

@@ -1,0 +1,206 @@
+import { clamp, decimal, half, KIND_COLOURS, KINDS, percent } from "./_numbers.js";
+import { ramp } from "./_colour.js";
+import { choice, el, storeView } from "./_kit.js";
+import { picturePanel } from "./_panel.js";
+import { pixels } from "./_pen.js";
+
+/**
+ * AttentionCache: what the heads of one layer read at one token, over the text itself and as a grid;
+ * how much of it the rotated part decides; and what the latent cache costs beside one of keys and
+ * values. Not here: how the weights come about (engine/replay.py, trace/attention.py).
+ */
+
+const MOST = 6; // positions named
+
+// ---------------------------------------------------------------- data (pure)
+
+/**
+ * What a head reads, or the mean of all. Weights travel as float32 or raw float16.
+ * @param {Record<string, any>} arrays @param {number} sources @param {number} head −1: mean of all
+ * @returns {Float32Array} [source]
+ */
+export function reads(arrays, sources, head) {
+  const heads = arrays.rope.length, values = new Float32Array(sources), at = (i) => (arrays.weights instanceof Uint16Array ? half(arrays.weights[i]) : arrays.weights[i]);
+  if (head >= 0) for (let s = 0; s < sources; s++) values[s] = at(head * sources + s);
+  else for (let h = 0; h < heads; h++) for (let s = 0; s < sources; s++) values[s] += at(h * sources + s) / heads;
+  return values;
+}
+
+/** The positions read most, with their share. @param {Float32Array} values */
+export function mostRead(values, count = MOST) {
+  return Array.from(values, (share, i) => ({ i, share })).sort((a, b) => b.share - a.share).slice(0, count).filter((one) => one.share > 0);
+}
+
+/** How many positions it takes to have half of what is read. @param {Float32Array} values */
+export function spread(values) {
+  let sum = 0, count = 0;
+  for (const share of Float32Array.from(values).sort().reverse()) { if (sum >= 0.5) break; sum += share; count++; }
+  return count;
+}
+
+/**
+ * Largest value of each column of a picture that has fewer columns than there are sources.
+ * @param {Float32Array} values @param {number} columns
+ */
+export function binned(values, columns) {
+  if (values.length <= columns) return values;
+  const found = new Float32Array(columns);
+  values.forEach((value, i) => { const c = Math.floor((i * columns) / values.length); found[c] = Math.max(found[c], value); });
+  return found;
+}
+
+/** Where everything lies, in CSS px. @param {number} width @param {number} heads */
+export function place(width, heads) {
+  const left = 40, side = 66, top = 18, line = clamp(Math.floor(200 / Math.max(1, heads)), 5, 24), room = Math.max(60, width - left - side - 12);
+  const gridBottom = top + heads * line;
+  return { width, left, side, top, line, room, heads, gridBottom, textY: gridBottom + 5, normY: gridBottom + 20, normHeight: 28, meterY: gridBottom + 64, height: gridBottom + 64 + 48 };
+}
+
+/** Head and source at a point, or null. @param {ReturnType<typeof place>} at @param {number} sources */
+export function headAt(at, x, y, sources) {
+  const source = Math.floor(((x - at.left) / at.room) * sources), head = Math.floor((y - at.top) / at.line);
+  if (source < 0 || source >= sources || y < at.top || y > at.normY + at.normHeight) return null;
+  return { head: head < at.heads ? head : -1, source };
+}
+
+/** Cache sizes in words. @param {any} status */
+export function meter(status) {
+  const { latent_bytes: latent, multi_head_bytes: full } = status ?? {};
+  if (!latent || !full) return null;
+  const size = (bytes) => (bytes >= 1e6 ? `${decimal(bytes / 1e6, 1)} MB` : bytes >= 1e4 ? `${Math.round(bytes / 1e3)} kB` : `${bytes.toLocaleString("en-GB")} B`);
+  return { latent, full, share: latent / full, words: [`latent cache: ${size(latent)} per token`, `keys and values of all heads: ${size(full)}, ${decimal(full / latent, 1)} × as much`] };
+}
+
+// ---------------------------------------------------------------- drawing
+
+function draw(pen, at, ink, { data, arrays, sources, rows, names, values, head, hovered, colours, status, scratch }) {
+  pen.font = `11px ${ink.sans}`;
+  pen.textBaseline = "middle"; pen.textAlign = "left"; pen.fillStyle = ink.dim;
+  pen.fillText("what each head reads", at.left, 9, at.room);
+  pen.fillText("rotated", at.left + at.room + 8, 9, at.side);
+  const columns = Math.min(sources, Math.max(1, Math.round(at.room))), lines = rows.map((row) => binned(row, columns));
+  const most = lines.map((line) => line.reduce((a, b) => Math.max(a, b), 1e-9));
+  pen.drawImage(pixels(scratch, at.heads, columns, (r, c) => Math.sqrt(lines[r][c] / most[r]), colours), at.left, at.top, at.room, at.heads * at.line);
+  const every = Math.max(1, Math.ceil(13 / at.line));
+  for (let h = 0; h < at.heads; h++) {
+    const y = at.top + h * at.line;
+    pen.fillStyle = h === head ? ink.fg : ink.dim; pen.textAlign = "right";
+    if (h % every === 0 || h === head) pen.fillText(`H${names[h]}`, at.left - 5, y + at.line / 2);
+    pen.fillStyle = ink.soft;
+    pen.fillRect(at.left + at.room + 8, y + 1, at.side - 8, at.line - 2);
+    pen.fillStyle = ink.accent; pen.globalAlpha = 0.7;
+    pen.fillRect(at.left + at.room + 8, y + 1, (at.side - 8) * arrays.rope[h], at.line - 2);
+    pen.globalAlpha = 1;
+    if (at.line < 13) continue;
+    pen.fillStyle = ink.fg; pen.textAlign = "left";
+    pen.fillText(percent(arrays.rope[h]), at.left + at.room + 12, y + at.line / 2);
+  }
+  if (head >= 0 && head < at.heads) { pen.strokeStyle = ink.pin; pen.lineWidth = 2; pen.strokeRect(at.left - 1, at.top + head * at.line - 0.5, at.room + 2, at.line + 1); }
+  drawSources(pen, at, ink, data, arrays, sources);
+  if (hovered >= 0 && hovered < sources) {
+    const x = at.left + ((hovered + 0.5) / sources) * at.room;
+    pen.fillStyle = ink.fg; pen.globalAlpha = 0.6;
+    pen.fillRect(x - 0.5, at.top, Math.max(1, at.room / sources * 0.2), at.normY + at.normHeight - at.top);
+    pen.globalAlpha = 1;
+  }
+  drawMeter(pen, at, ink, status);
+}
+
+/** The text's parts below the grid, and the length of each cached latent. */
+function drawSources(pen, at, ink, data, arrays, sources) {
+  const x = (i) => at.left + (i / sources) * at.room;
+  for (let i = 0; i < sources;) {
+    let stop = i + 1;
+    while (stop < sources && data.column.kinds[stop] === data.column.kinds[i]) stop++;
+    pen.fillStyle = `rgb(${KIND_COLOURS[KINDS[data.column.kinds[i]]].join(",")})`;
+    pen.fillRect(x(i), at.textY, Math.max(0.6, x(stop) - x(i) - 0.5), 8);
+    i = stop;
+  }
+  pen.textAlign = "right"; pen.fillStyle = ink.dim;
+  pen.fillText("text", at.left - 5, at.textY + 4);
+  pen.fillText("|c|", at.left - 5, at.normY + at.normHeight / 2);
+  const norms = arrays.norm, most = norms.reduce((a, b) => Math.max(a, b), 1e-9), bars = binned(norms, Math.round(at.room)), wide = at.room / bars.length;
+  pen.fillStyle = ink.dim; pen.globalAlpha = 0.6;
+  bars.forEach((value, i) => pen.fillRect(at.left + i * wide, at.normY + at.normHeight * (1 - value / most), Math.max(0.6, wide - (wide > 3 ? 1 : 0)), at.normHeight * (value / most)));
+  pen.globalAlpha = 1;
+  pen.textAlign = "left";
+  pen.fillText("length of latents", at.left + at.room + 8, at.normY + at.normHeight / 2, at.side);
+}
+
+function drawMeter(pen, at, ink, status) {
+  const sizes = meter(status);
+  pen.textAlign = "left";
+  if (!sizes) { pen.fillStyle = ink.dim; pen.fillText("Cache size: missing, this trace does not say how large its latents are.", at.left, at.meterY + 8, at.width - at.left); return; }
+  const room = at.width - at.left - 8;
+  [[sizes.share, "#009e73", sizes.words[0]], [1, ink.soft, sizes.words[1]]].forEach(([share, colour, words], k) => {
+    const y = at.meterY + k * 20;
+    pen.fillStyle = colour;
+    pen.fillRect(at.left, y, Math.max(2, room * share), 16);
+    pen.fillStyle = ink.fg;
+    pen.fillText(words, k ? at.left + 6 : at.left + Math.max(2, room * share) + 6, y + 8, k ? room - 8 : room * (1 - share) - 8);
+  });
+}
+
+// ---------------------------------------------------------------- the widget
+
+function fill(view) {
+  const { store, root, signal } = view, scratch = document.createElement("canvas");
+  root.classList.add("k2-attention");
+  let shown = null, held = -1, hovered = -1; // held: the head that was clicked
+  const layers = choice("Layer", [], "", (value) => store.select({ layer: Number(value) }), signal), list = /** @type {HTMLSelectElement} */ (layers.querySelector("select"));
+  const panel = picturePanel(view, {
+    name: "AttentionCache", label: "Heads by sources. Up and down choose a head, left and right a source, Page keys a layer, Enter pins, Escape clears.",
+    tools: [layers], content, away: () => store.setHeat(null),
+    at: (x, y, at) => (shown ? headAt(at, x, y, shown.sources) : null),
+    hover: ({ head, source }) => { hovered = source; store.select({ head: head < 0 ? held : shown.names[head] }); panel.paint(); },
+    click: ({ head }) => { if (head >= 0) { held = held === shown.names[head] ? -1 : shown.names[head]; store.select({ head: held }); } },
+    keys,
+  });
+  panel.grid.addEventListener("pointerleave", () => { hovered = -1; store.select({ head: held }); panel.paint(); }, { signal });
+  signal.addEventListener("abort", () => store.setHeat(null));
+
+  /** The query is what is pinned, else where the pointer is, else the last token. */
+  const query = () => { const { data } = store, pin = store.pinned()[0], head = store.get("playhead"); return pin >= 0 && pin < data.n ? pin : head >= 0 && head < data.n ? head : data.n - 1; };
+  const layerNow = () => { const count = store.get("about")?.layers ?? 0, layer = store.get("layer"); return layer >= 0 && layer < count ? layer : count - 1; };
+
+  function content() {
+    const { data } = store, count = store.get("about")?.layers ?? 0, i = query(), layer = layerNow();
+    if (list.options.length !== count) list.replaceChildren(...Array.from({ length: count }, (_, l) => el("option", { value: String(l), text: String(l) })));
+    if (list.value !== String(layer)) list.value = String(layer);
+    shown = null;
+    const none = (why) => { store.setHeat(null); return { why }; };
+    if (!data.n || !count) return none("No tokens yet.");
+    const detail = store.detail("attention", i, layer);
+    if (!detail) return none(`Attention of layer ${layer} at token ${i} is being computed …`);
+    if (!detail.arrays.weights) return none(`Attention of layer ${layer}: missing. ${detail.note}`);
+    const { arrays } = detail, sources = arrays.norm.length, heads = arrays.rope.length, names = arrays.heads ? Array.from(arrays.heads) : Array.from({ length: heads }, (_, h) => h);
+    const head = names.indexOf(store.get("head")), values = reads(arrays, sources, head), rows = Array.from({ length: heads }, (_, h) => reads(arrays, sources, h));
+    const most = mostRead(values), peak = Math.max(most[0]?.share ?? 0, 1e-9), whose = head >= 0 ? `head ${names[head]}` : "the mean of the heads";
+    shown = { data, sources, heads, names, values, layer, token: i, head };
+    store.setHeat({ key: `${i}|${layer}|${head}|${store.epoch}`, values: values.map((share) => share / peak), label: `read by ${whose} of layer ${layer}` });
+    const colours = ramp(store.get("palette")), status = store.get("status");
+    return {
+      place: (width) => place(width, heads),
+      paint: (pen, at, ink) => draw(pen, at, ink, { data, arrays, sources, rows, names, values, head, hovered, colours, status, scratch }),
+      table: () => ({ caption: `Layer ${layer} at token ${i}, ${JSON.stringify(data.texts[i])}: what each head reads`, head: ["head", "reads most", "positions for half", "rotated part"], rows: rows.map((row, h) => [String(names[h]), mostRead(row, 4).map(({ i: s, share }) => `${JSON.stringify(data.texts[s])} ${s} (${percent(share)})`).join(", "), String(spread(row)), percent(arrays.rope[h])]) }),
+      words: hovered >= 0 && hovered < sources ? `Source ${hovered} ${JSON.stringify(data.texts[hovered])}: ${percent(values[hovered])} of ${whose}; latent of length ${decimal(arrays.norm[hovered], 1)}`
+        : `Token ${i} ${JSON.stringify(data.texts[i])}, layer ${layer}: ${whose} reads ${most.slice(0, 4).map(({ i: s, share }) => `${JSON.stringify(data.texts[s])} ${percent(share)}`).join(", ")}; half of it from ${spread(values)} of ${sources} positions. Weights: ${detail.provenance}.`,
+    };
+  }
+
+  function keys(key) {
+    if (!shown) return false;
+    const { heads, names, sources, head, token } = shown, count = store.get("about")?.layers ?? 1;
+    if (key === "Enter") { store.pin({ playhead: token }); return true; }
+    if (key === "PageUp" || key === "PageDown") { store.select({ layer: clamp(layerNow() + (key === "PageUp" ? 1 : -1), 0, count - 1) }); panel.say(`Layer ${layerNow()}`); return true; }
+    const down = { ArrowDown: 1, ArrowUp: -1 }[key], side = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    if (down) { const next = clamp(head + down, -1, heads - 1); held = next < 0 ? -1 : names[next]; store.select({ head: held }); panel.say(held < 0 ? "mean of the heads" : `head ${held}`); return true; }
+    if (!side) return false;
+    hovered = clamp((hovered < 0 ? sources : hovered) + side, 0, sources - 1);
+    panel.paint();
+    panel.say(`Source ${hovered}, ${percent(shown.values[hovered])}`);
+    return true;
+  }
+}
+
+export default storeView(fill);

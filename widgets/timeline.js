@@ -1,0 +1,331 @@
+import { clamp, decimal, KIND_COLOURS, KINDS, LETTERS, NAMES } from "./_numbers.js";
+import { choice, storeView } from "./_kit.js";
+import { picturePanel } from "./_panel.js";
+import { backdrop } from "./_pen.js";
+
+/**
+ * Timeline: what happened when, on one axis of time or tokens. Lanes for the parts of the text, tool
+ * calls with their retries, the engine's time per token, memory. A brush is the token range of all
+ * views. Not here: the events themselves (engine/events.py).
+ */
+
+const CALL = KINDS.indexOf("call"), LANES = ["text", "tools", "engine", "memory"];
+
+// ---------------------------------------------------------------- data (pure)
+
+/**
+ * When each token was there, in seconds since the run began. Given tokens have no time of their own:
+ * they came with the next chosen one, the prompt before the first.
+ * @param {any} data @returns {Float32Array} [token + 1]: token i lasts from i to i + 1
+ */
+export function times(data) {
+  const { seconds } = data.column, edges = new Float32Array(data.n + 1);
+  let last = 0;
+  for (let i = 0; i < data.n; i++) {
+    edges[i] = last;
+    if (!Number.isNaN(seconds[i])) last = Math.max(last, seconds[i]);
+  }
+  edges[data.n] = last;
+  return edges;
+}
+
+/**
+ * Consecutive tokens of one kind.
+ * @typedef {{kind: number, start: number, stop: number}} Span
+ * @param {any} data @returns {Span[]}
+ */
+export function spans(data) {
+  const { kinds } = data.column, found = [];
+  for (let i = 0; i < data.n; i++) {
+    const last = found[found.length - 1];
+    if (last && last.kind === kinds[i]) last.stop = i + 1; else found.push({ kind: kinds[i], start: i, stop: i + 1 });
+  }
+  return found;
+}
+
+/**
+ * Tool calls with what they cover: the tokens they were written with, the time they took, and how
+ * often the same tool was asked before because it had failed.
+ * @typedef {{call: any, start: number, stop: number, from: number, to: number, retry: number}} Asked
+ * @param {any} data @param {Float32Array} edges @param {Span[]} parts @returns {Asked[]}
+ */
+export function asked(data, edges, parts) {
+  const found = [], written = parts.filter((part) => part.kind === CALL);
+  for (const call of data.calls) {
+    if (!call || call.index >= data.n) continue;
+    const stop = call.index + 1, before = found[found.length - 1];
+    const from = before?.stop ?? 0, mine = written.find((part) => part.start < stop && part.stop > from);
+    const retry = before && before.call.ok === false && before.call.name === call.name ? before.retry + 1 : 0;
+    found.push({ call, start: mine ? Math.max(mine.start, from) : call.index, stop, from: edges[stop], to: edges[stop] + (call.seconds ?? 0), retry });
+  }
+  return found;
+}
+
+/** A call in words. @param {Asked} one */
+export function callWords({ call, retry }) {
+  const state = call.ok === null || call.ok === undefined ? "running" : call.ok ? "answered" : "failed";
+  const time = call.seconds === null || call.seconds === undefined ? "" : ` in ${decimal(call.seconds, 3)} s`;
+  return `${call.name}(${short(call.arguments)}) ${state}${time}${call.content ? `: ${short(call.content)}` : ""}${retry ? ` · retry ${retry}` : ""}`;
+}
+
+const short = (text, most = 90) => { const flat = String(text).replace(/\s+/g, " "); return flat.length > most ? `${flat.slice(0, most)} …` : flat; };
+
+/** Round steps for an axis. @param {number} span @param {number} room how many fit */
+export function axisStep(span, room) {
+  const rough = span / Math.max(1, room), power = 10 ** Math.floor(Math.log10(Math.max(rough, 1e-9)));
+  return [1, 2, 5, 10].map((one) => one * power).find((step) => step >= rough) ?? 10 * power;
+}
+
+/** Where everything lies, in CSS px. @param {number} width @param {number} [tall] */
+export function place(width, tall = 1) {
+  const left = 62, heights = { text: 24, tools: 22, engine: Math.round(34 * tall), memory: Math.round(26 * tall) };
+  let y = 4;
+  const lanes = {};
+  for (const lane of LANES) { lanes[lane] = { y, height: heights[lane] }; y += heights[lane] + 6; }
+  return { width, height: y + 18, left, room: width - left - 8, lanes, axisY: y };
+}
+
+/**
+ * The axis: position of a token's edge, and the token at a position.
+ * @param {"tokens"|"time"} kind @param {any} data @param {Float32Array} edges @param {[number, number]} zoom shares of the whole
+ */
+export function scale(kind, data, edges, zoom, at) {
+  const whole = kind === "time" ? Math.max(edges[data.n], 1e-6) : Math.max(1, data.n), from = zoom[0] * whole, span = Math.max(1e-9, (zoom[1] - zoom[0]) * whole);
+  const x = (value) => at.left + ((value - from) / span) * at.room;
+  const tokenX = (i) => x(kind === "time" ? edges[clamp(i, 0, data.n)] : i);
+  const token = (px) => {
+    const value = from + ((px - at.left) / at.room) * span;
+    if (kind === "tokens") return clamp(Math.floor(value), 0, data.n - 1);
+    let low = 0, high = data.n - 1; // the last token whose edge is not after it
+    while (low < high) { const middle = (low + high + 1) >> 1; if (edges[middle] <= value) low = middle; else high = middle - 1; }
+    return low;
+  };
+  return { x, tokenX, token, from, span, whole };
+}
+
+/** A zoom that is `factor` as wide around a share of what is seen. @param {[number, number]} zoom @returns {[number, number]} */
+export function zoomed(zoom, factor, around, least = 0.0005) {
+  const span = clamp((zoom[1] - zoom[0]) * factor, least, 1), focus = zoom[0] + (zoom[1] - zoom[0]) * around;
+  const from = clamp(focus - span * around, 0, 1 - span);
+  return [from, from + span];
+}
+
+// ---------------------------------------------------------------- drawing
+
+function draw(pen, at, ink, shown) {
+  const { data, axis, range, head, pinned } = shown;
+  backdrop(shown.kept, pen, at, `${shown.stamp}|${ink.dark}|${ink.bg}`, (below) => drawLanes(below, at, ink, shown));
+  const clip = (x) => clamp(x, at.left, at.left + at.room), top = 4, bottom = at.axisY - 2;
+  if (range) {
+    const [a, b] = [clip(axis.tokenX(range[0])), clip(axis.tokenX(range[1]))];
+    pen.fillStyle = ink.accent; pen.globalAlpha = 0.22;
+    pen.fillRect(a, top, Math.max(1, b - a), bottom - top);
+    pen.globalAlpha = 1;
+  }
+  for (const [i, colour] of [[pinned, ink.pin], [head, ink.fg]]) {
+    if (i < 0 || i >= data.n) continue;
+    const x = axis.tokenX(i);
+    if (x < at.left - 1 || x > at.left + at.room) continue;
+    pen.fillStyle = colour;
+    pen.fillRect(x, top, Math.max(1.5, Math.min(axis.tokenX(i + 1) - x, 3)), bottom - top);
+  }
+}
+
+function drawLanes(pen, at, ink, { data, edges, parts, calls, axis, kind, perToken, focus }) {
+  pen.font = `11px ${ink.sans}`;
+  pen.textBaseline = "middle"; pen.textAlign = "left";
+  const names = { text: "text", tools: "tool calls", engine: "ms / token", memory: "cache" };
+  for (const lane of LANES) {
+    const { y, height } = at.lanes[lane];
+    pen.fillStyle = ink.dim;
+    pen.fillText(names[lane], 0, y + height / 2, at.left - 6);
+    pen.fillStyle = ink.soft; pen.globalAlpha = 0.35;
+    pen.fillRect(at.left, y, at.room, height);
+    pen.globalAlpha = 1;
+  }
+  const clip = (x) => clamp(x, at.left, at.left + at.room);
+  drawText(pen, at, ink, parts, axis, clip);
+  drawEngine(pen, at, ink, data, edges, axis, clip);
+  drawMemory(pen, at, ink, data, axis, perToken);
+  drawCalls(pen, at, ink, calls, axis, clip, kind, focus);
+  drawAxis(pen, at, ink, axis, kind);
+}
+
+function drawText(pen, at, ink, parts, axis, clip) {
+  const { y, height } = at.lanes.text;
+  let drawn = -1;
+  for (const part of parts) {
+    const a = clip(axis.tokenX(part.start)), b = clip(axis.tokenX(part.stop)), name = KINDS[part.kind];
+    if (b <= at.left || a >= at.left + at.room || (b - a < 0.3 && a - drawn < 0.3)) continue;
+    drawn = a;
+    pen.fillStyle = `rgb(${KIND_COLOURS[name].join(",")})`;
+    pen.globalAlpha = name === "marker" ? 0.35 : 0.75;
+    pen.fillRect(a, y, Math.max(0.7, b - a - (b - a > 3 ? 0.5 : 0)), height);
+    pen.globalAlpha = 1;
+    if (b - a < 13 || name === "marker") continue;
+    pen.fillStyle = ink.dark && name !== "user" && name !== "result" ? "#fff" : "#000"; pen.textAlign = "left";
+    pen.fillText(b - a > 80 ? NAMES[name] : LETTERS[name], a + 3, y + height / 2);
+  }
+}
+
+function drawCalls(pen, at, ink, calls, axis, clip, kind, focus) {
+  const { y, height } = at.lanes.tools;
+  for (const one of calls) {
+    const { call, retry } = one, bad = call.ok === false;
+    const a = clip(kind === "time" ? axis.x(one.from) : axis.tokenX(one.start)), b = clip(kind === "time" ? axis.x(one.to) : axis.tokenX(one.stop));
+    if (b <= at.left || a >= at.left + at.room) continue;
+    const wide = Math.max(4, b - a);
+    pen.fillStyle = bad ? "#d55e00" : call.ok ? "#cc79a7" : ink.dim;
+    pen.fillRect(a, y + 2, wide, height - 4);
+    if (retry) { pen.strokeStyle = "#d55e00"; pen.lineWidth = 2; pen.strokeRect(a - 1, y + 1, wide + 2, height - 2); }
+    if (call === focus) { pen.strokeStyle = ink.fg; pen.lineWidth = 2; pen.strokeRect(a - 2, y, wide + 4, height); }
+    pen.fillStyle = wide > 40 ? "#000" : ink.fg; pen.textAlign = "left";
+    const words = `${bad ? "✕ " : ""}${retry ? `↻${retry} ` : ""}${call.name}`, room = wide > 40 ? wide - 6 : 0;
+    if (room) pen.fillText(words, a + 3, y + height / 2, room);
+    else if (kind === "time" || axis.span < 400) pen.fillText(bad ? "✕" : retry ? "↻" : "", a + wide + 2, y + height / 2);
+  }
+}
+
+/** Milliseconds of each token; where tokens are narrower than a pixel, the slowest of each pixel. */
+function drawEngine(pen, at, ink, data, edges, axis, clip) {
+  const { y, height } = at.lanes.engine, { seconds } = data.column, first = axis.token(at.left), last = Math.min(data.n - 1, axis.token(at.left + at.room));
+  let most = 0;
+  for (let i = first; i <= last; i++) if (!Number.isNaN(seconds[i])) most = Math.max(most, edges[i + 1] - edges[i]);
+  if (!most) return;
+  const known = []; // one slow token must not flatten the rest: logarithmic above the typical
+  for (let i = first, step = Math.max(1, Math.floor((last - first) / 500)); i <= last; i += step) if (edges[i + 1] > edges[i]) known.push(edges[i + 1] - edges[i]);
+  const typical = known.sort((a, b) => a - b)[known.length >> 1] || most, level = (value) => (Math.log1p(value / typical) / Math.log1p(most / typical)) * (height - 2);
+  pen.fillStyle = ink.dim;
+  let column = -1, tallest = 0, left = 0;
+  const put = (until) => { if (tallest) pen.fillRect(left, y + height - tallest, Math.max(0.7, until - left), tallest); };
+  for (let i = first; i <= last; i++) {
+    const a = clip(axis.tokenX(i)), value = Number.isNaN(seconds[i]) ? 0 : level(edges[i + 1] - edges[i]);
+    if (Math.floor(a) !== column) { put(a); column = Math.floor(a); tallest = 0; left = a; }
+    tallest = Math.max(tallest, value);
+  }
+  put(clip(axis.tokenX(last + 1)));
+  pen.fillStyle = ink.fg; pen.textAlign = "right";
+  pen.fillText(`${decimal(most * 1000, most < 0.01 ? 1 : 0)} ms`, at.left + at.room - 3, y + 7);
+}
+
+function drawMemory(pen, at, ink, data, axis, perToken) {
+  const { y, height } = at.lanes.memory;
+  if (!perToken) { pen.fillStyle = ink.dim; pen.textAlign = "left"; pen.fillText("missing: this trace does not say how large its cache is", at.left + 6, y + height / 2, at.room - 8); return; }
+  const total = data.n * perToken;
+  pen.fillStyle = "#56b4e9"; pen.globalAlpha = 0.7;
+  pen.beginPath();
+  pen.moveTo(at.left, y + height);
+  for (let k = 0; k <= 60; k++) {
+    const x = at.left + (at.room * k) / 60, i = axis.token(x) + (k === 60 ? 1 : 0);
+    pen.lineTo(x, y + height - (Math.min(i, data.n) / data.n) * (height - 2));
+  }
+  pen.lineTo(at.left + at.room, y + height);
+  pen.fill();
+  pen.globalAlpha = 1;
+  pen.fillStyle = ink.fg; pen.textAlign = "right";
+  pen.fillText(bytesWords(total), at.left + at.room - 3, y + 7);
+}
+
+/** Bytes as people read them. @param {number} count */
+export function bytesWords(count) {
+  const step = [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]].find(([size]) => count >= Number(size));
+  return step ? `${(count / Number(step[0])).toFixed(count / Number(step[0]) < 10 ? 1 : 0)} ${step[1]}` : `${count} B`;
+}
+
+function drawAxis(pen, at, ink, axis, kind) {
+  const step = axisStep(axis.span, at.room / 70);
+  pen.textAlign = "center"; pen.fillStyle = ink.dim;
+  for (let value = Math.ceil(axis.from / step) * step; value <= axis.from + axis.span * 1.0001; value += step) {
+    const x = axis.x(value), words = kind === "time" ? `${decimal(value, step < 0.1 ? 2 : step < 1 ? 1 : 0)} s` : String(Math.round(value));
+    if (kind === "tokens" && step < 1) break;
+    pen.fillRect(x, at.axisY - 2, 1, 4);
+    if (x < at.left + at.room - 12) pen.fillText(words, Math.max(x, at.left + 8), at.axisY + 9);
+  }
+}
+
+// ---------------------------------------------------------------- the widget
+
+function fill(view) {
+  const { model, store, root, signal } = view;
+  root.classList.add("k2-timeline");
+  /** @type {[number, number]} */ let zoom = [0, 1];
+  const kept = { canvas: document.createElement("canvas"), key: "" };
+  let known = null, seen = -1, shown = null;
+  const set = (value) => { model.set("axis", value); model.save_changes(); panel.paint(); };
+  const panel = picturePanel(view, {
+    name: "Timeline", label: "Timeline. Arrow keys move, Shift selects, plus and minus zoom, C goes to the next tool call, Enter pins, Escape clears.",
+    tools: [choice("Axis", [["tokens", "tokens"], ["time", "time"]], model.get("axis") ?? "tokens", set, signal)], slim: true,
+    content, at: (x, y, at) => (shown && x >= at.left && x <= at.left + at.room ? { token: shown.axis.token(x), lane: LANES.find((lane) => y >= at.lanes[lane].y && y < at.lanes[lane].y + at.lanes[lane].height + 6) ?? "" } : null),
+    hover: ({ token }) => store.hover({ playhead: token }),
+    drag: (from, to) => { if (from.token !== to.token) store.select({ range: [Math.min(from.token, to.token), Math.max(from.token, to.token) + 1] }); },
+    click: ({ token, lane }) => {
+      const part = lane === "text" && shown.parts.find((one) => one.start <= token && token < one.stop);
+      const call = lane === "tools" && nearestCall(token);
+      if (part) store.select({ range: [part.start, part.stop] });
+      else if (call) store.select({ range: [call.start, call.stop], playhead: call.stop - 1 });
+      else store.pin({ playhead: token });
+    },
+    keys,
+  });
+  const nearestCall = (token) => shown.calls.find((one) => one.start <= token && token <= one.stop) ?? shown.calls.findLast((one) => one.stop <= token + 1);
+  panel.grid.addEventListener("wheel", (event) => {
+    if (!shown || !(event.ctrlKey || event.shiftKey || event.deltaX)) return; // else the page scrolls
+    event.preventDefault();
+    const box = panel.grid.getBoundingClientRect(), around = clamp((event.clientX - box.left - shown.at.left) / shown.at.room, 0, 1);
+    if (event.ctrlKey) zoom = zoomed(zoom, event.deltaY > 0 ? 1.25 : 0.8, around); else pan((event.deltaX || event.deltaY) / shown.at.room);
+    panel.paint();
+  }, { signal, passive: false });
+  model.on("change:axis", panel.paint);
+  signal.addEventListener("abort", () => model.off?.("change:axis", panel.paint));
+
+  function pan(share) {
+    const span = zoom[1] - zoom[0], from = clamp(zoom[0] + share * span, 0, 1 - span);
+    zoom = [from, from + span];
+  }
+
+  function content() {
+    const { data } = store, state = store.get("status")?.state;
+    if (!data.n) return { why: state === "running" ? "The first token comes soon." : "No tokens in this run." };
+    const answered = data.calls.filter((call) => call && call.ok !== null && call.ok !== undefined).length, stamp = data.n * 1000 + answered;
+    if (known?.data !== data || seen !== stamp) {
+      const edges = times(data), parts = spans(data);
+      known = { data, edges, parts, calls: asked(data, edges, parts) };
+      seen = stamp;
+    }
+    const kind = model.get("axis") === "time" ? "time" : "tokens", head = store.get("playhead"), range = store.range(), { edges, parts, calls } = known;
+    const perToken = store.get("status")?.latent_bytes ?? 0, focus = head >= 0 ? calls.find((one) => one.start <= head && head <= one.stop) : undefined;
+    const failed = calls.filter((one) => one.call.ok === false).length, retries = calls.filter((one) => one.retry).length;
+    const words = focus ? callWords(focus) : head >= 0 && head < data.n ? `Token ${head}, ${NAMES[KINDS[data.column.kinds[head]]].toLowerCase()}, after ${decimal(edges[head], 2)} s`
+      : `${decimal(edges[data.n], 2)} s · ${calls.length} tool call${calls.length === 1 ? "" : "s"}${failed ? `, ${failed} failed` : ""}${retries ? `, ${retries} retried` : ""}. Drag to select, click a part or call to select its tokens.`;
+    return {
+      place: (width) => place(width),
+      paint: (pen, at, ink) => {
+        const axis = scale(kind, data, edges, zoom, at);
+        shown = { at, axis, parts, calls, data };
+        const below = `${store.epoch}|${seen}|${kind}|${zoom}|${perToken}|${focus?.call.key ?? ""}`;
+        draw(pen, at, ink, { data, edges, parts, calls, axis, range, head, pinned: store.pinned()[0], kind, perToken, focus: focus?.call, kept, stamp: below });
+      },
+      table: () => ({ caption: "Tool calls in order", head: ["tokens", "tool", "arguments", "state", "seconds", "result", "retry"], rows: calls.map(({ call, start, stop, retry }) => [`${start}–${stop - 1}`, call.name, short(call.arguments, 400), call.ok === null || call.ok === undefined ? "running" : call.ok ? "answered" : "failed", decimal(call.seconds ?? NaN, 3), short(call.content ?? "", 400), String(retry)]) }),
+      words,
+    };
+  }
+
+  function keys(key, event) {
+    if (!shown) return false;
+    const { data, calls } = shown, head = store.get("playhead"), at = head < 0 ? data.n - 1 : head, wide = Math.max(1, Math.round(data.n / 100));
+    if (key === "+" || key === "=") { zoom = zoomed(zoom, 0.5, 0.5); panel.paint(); return true; }
+    if (key === "-") { zoom = zoomed(zoom, 2, 0.5); panel.paint(); return true; }
+    if (key === "Enter" && head >= 0) { store.pin({ playhead: head }); return true; }
+    const next = key === "c" || key === "C" ? (calls.find((one) => one.start > at) ?? calls[0]) : null;
+    if (next) { store.select({ range: [next.start, next.stop], playhead: next.start }); panel.say(callWords(next)); return true; }
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at - wide * 10, PageDown: at + wide * 10, Home: 0, End: data.n - 1 }[key];
+    if (to === undefined) return false;
+    const token = clamp(to, 0, data.n - 1), range = store.range();
+    if (event.shiftKey) store.select({ range: range && range[1] - 1 === at ? [Math.min(range[0], token), Math.max(range[0], token) + 1] : [Math.min(at, token), Math.max(at, token) + 1] });
+    store.hover({ playhead: token });
+    panel.say(`Token ${token}, ${NAMES[KINDS[data.column.kinds[token]]]}`);
+    return true;
+  }
+}
+
+export default storeView(fill);

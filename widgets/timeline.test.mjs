@@ -1,0 +1,65 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { ABOUT, frame } from "./_fake.test.mjs";
+import { TraceData } from "./store.js";
+import * as timeline from "./timeline.js";
+
+/** Prompt of 3, thinking of 4, call of 2 that fails, call of 2 that is answered, answer of 2. */
+function filled() {
+  const data = new TraceData(ABOUT);
+  for (const [start, count, kind] of [[0, 3, 2], [3, 4, 3], [7, 2, 5], [9, 2, 5], [11, 2, 4]]) data.accept(...frame(start, count, kind));
+  data.column.seconds.fill(NaN, 0, 3);
+  for (let i = 3; i < 13; i++) data.column.seconds[i] = (i - 2) / 10;
+  data.calls = [
+    { place: 0, name: "look", arguments: "{}", index: 8, content: "no such box", ok: false, seconds: 0.25 },
+    { place: 1, name: "look", arguments: "{\"thing\":\"box\"}", index: 10, content: "a key", ok: true, seconds: 0.5 },
+  ];
+  return data;
+}
+
+test("given tokens take no time of their own; the rest lasts until its time", () => {
+  const edges = timeline.times(filled());
+  assert.deepEqual([...edges.slice(0, 5)].map((x) => +x.toFixed(2)), [0, 0, 0, 0, 0.1]);
+  assert.equal(+edges[13].toFixed(2), 1);
+});
+
+test("parts are cut where the kind changes", () => {
+  assert.deepEqual(timeline.spans(filled()).map((part) => [part.kind, part.start, part.stop]), [[2, 0, 3], [3, 3, 7], [5, 7, 11], [4, 11, 13]]);
+});
+
+test("a call after a failed one of the same tool is a retry, and calls know their tokens", () => {
+  const data = filled(), calls = timeline.asked(data, timeline.times(data), timeline.spans(data));
+  assert.deepEqual(calls.map((one) => [one.start, one.stop, one.retry]), [[7, 9, 0], [9, 11, 1]]);
+  assert.equal(timeline.callWords(calls[0]), "look({}) failed in 0.250 s: no such box");
+  assert.match(timeline.callWords(calls[1]), /answered in 0\.500 s: a key · retry 1$/);
+  assert.ok(Math.abs(calls[0].to - calls[0].from - 0.25) < 1e-6);
+});
+
+test("a call that is still running says so", () => {
+  const data = filled();
+  data.calls = [{ name: "look", arguments: "x".repeat(500), index: 8, content: null, ok: null, seconds: null }];
+  const [one] = timeline.asked(data, timeline.times(data), timeline.spans(data));
+  assert.match(timeline.callWords(one), /running$/);
+  assert.ok(timeline.callWords(one).length < 140);
+});
+
+test("positions and tokens are each other's inverse on both axes, zoomed or not", () => {
+  const data = filled(), edges = timeline.times(data), at = timeline.place(900);
+  for (const kind of ["tokens", "time"]) for (const zoom of [[0, 1], [0.3, 0.9]]) {
+    const axis = timeline.scale(kind, data, edges, zoom, at);
+    for (const i of [5, 6, 9]) assert.equal(axis.token((axis.tokenX(i) + axis.tokenX(i + 1)) / 2), i, `${kind} ${zoom}`);
+  }
+});
+
+test("zooming stays inside and keeps its focus", () => {
+  assert.deepEqual(timeline.zoomed([0, 1], 2, 0.5), [0, 1]);
+  assert.deepEqual(timeline.zoomed([0, 1], 0.5, 0), [0, 0.5]);
+  const [from, to] = timeline.zoomed([0.4, 0.6], 0.5, 0.5);
+  assert.ok(Math.abs(from - 0.45) < 1e-9 && Math.abs(to - 0.55) < 1e-9);
+});
+
+test("axis steps are round, bytes are readable", () => {
+  assert.deepEqual([203, 32768, 7.5].map((span) => timeline.axisStep(span, 10)), [50, 5000, 1]);
+  assert.deepEqual([500, 2048, 70 * 1024 * 1024].map(timeline.bytesWords), ["500 B", "2.0 KiB", "70 MiB"]);
+});
