@@ -13,18 +13,51 @@ from typing import TYPE_CHECKING, Union
 if TYPE_CHECKING:
     from k2lab.lab import Lab
     from k2lab.model.load import Placement
+    from k2lab.trace.trace import Trace
+    from k2lab.weights.budget import Unit
     from k2lab.weights.store import WeightStore
 
-__all__ = ["load"]
+__all__ = ["load", "open"]
 __version__ = "0.1.0"
 
 
 def load(
-    path: str | Path | None = None, placement: Union["Placement", "WeightStore"] = "auto"
+    path: str | Path | None = None,
+    placement: Union["Placement", "WeightStore"] = "auto",
+    *,
+    device: str | tuple[str, ...] | None = None,
+    device_budget: str | int | None = None,
+    host_budget: str | int = 0,
+    unit: "Unit" = "expert",
+    prefetch: bool = False,
 ) -> "Lab":
-    """The lab around a checkpoint folder; without a path, around the shipped K2-nano."""
+    """The lab around a checkpoint folder; without a path, around the shipped K2-nano.
+
+    `placement` says where weights go: "resident", "sharded" over several devices, "tiered" (from
+    disk when they are asked for), or "auto", the first of these that fits. Budgets are bytes or
+    texts such as "20GiB": of the device for all weights on it, and of host memory for experts that
+    are kept on their way to it. `unit` is what comes and goes, an expert or a layer.
+    """
     from k2lab.lab import Lab
+    from k2lab.model.load import Places
     from k2lab.paths import asset
 
     folder = Path(path) if path is not None else asset("k2-nano")
-    return Lab.open(folder, placement)
+    if not isinstance(placement, str):
+        return Lab.open(folder, placement)
+    places = Places(
+        placement=placement,
+        device=device,
+        device_budget=device_budget,
+        host_budget=host_budget,
+        unit=unit,
+        prefetch=prefetch,
+    )
+    return Lab.open(folder, placement if places == Places(placement=placement) else places)
+
+
+def open(path: str | Path) -> "Trace":  # noqa: A001 - k2lab.open is what it does
+    """The trace in a `.k2trace` file, memory-mapped; neither torch nor a checkpoint is needed."""
+    from k2lab.trace.file import open_trace
+
+    return open_trace(path)

@@ -6,7 +6,8 @@
     │  └─ QuantizationError  a quantisation that is not K2's INT4; a ConfigError too
     ├─ TokenizerError      ranks or special tokens that cannot be used
     ├─ InputError          token ids, prompts or arguments out of range
-    │  └─ ContextError     a prompt longer than the context
+    │  ├─ ContextError     a prompt longer than the context
+    │  └─ BudgetError      memory too small for what has to lie in it
     ├─ SiteError           a site pattern that matches nothing
     ├─ ToolError           a tool whose schema or function cannot be used
     ├─ BusyError           a second run while the engine is busy
@@ -47,6 +48,10 @@ class InputError(K2LabError, ValueError):
 
 class ContextError(InputError):
     """A prompt that is longer than the model's context."""
+
+
+class BudgetError(InputError):
+    """A memory budget below what a model needs; `mend` names the smallest that works."""
 
 
 class SiteError(K2LabError, ValueError):

@@ -9,40 +9,43 @@ no mechanism of its own.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 
 from k2lab.agent.loop import Mind, converse
 from k2lab.agent.tools import Tool
+from k2lab.engine.capture import ROUTE, Level, level_of
+from k2lab.engine.edits import Edit, How, Json, edits_at, refused, unique
 from k2lab.engine.events import Event, Kind
 from k2lab.engine.generate import Prompt, Settings, check_ids, generate, pieces
-from k2lab.engine.sampling import Sampler, greedy, sampled
-from k2lab.engine.session import Control, Run
-from k2lab.engine.taps import chain, untouched
+from k2lab.engine.sampling import Sampler, anew, greedy, sampled
+from k2lab.engine.surgery import Surgery
+from k2lab.engine.taps import untouched
 from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
-from k2lab.model.load import Placement, load_model
+from k2lab.model.load import Placement, Places, load_model
+from k2lab.recipe import Conversation, Recipe, Source, messages_of
+from k2lab.run import LabRun
 from k2lab.spec.config import K2Config
 from k2lab.spec.sites import Tap
 from k2lab.text.tokenizer import Tokenizer
-from k2lab.trace.trace import About, Trace
+from k2lab.trace.trace import About
 from k2lab.weights.store import WeightStore
 from k2lab.world.tools import World
 
 if TYPE_CHECKING:
-    from k2lab.widgets.base import Column
-    from k2lab.widgets.experts import ExpertMap
+    from k2lab.widgets.dashboard import Dashboard
     from k2lab.widgets.store import Store
-    from k2lab.widgets.thoughts import ThoughtStream
 
-Conversation = str | Sequence[Mapping[str, Any]]
-"""A question, or messages in the OpenAI form."""
+Tools = Callable[[], Sequence[Tool]]
+"""Makes a lab's own tools, with whatever they keep at its beginning."""
 
 MAX_TOKENS = 2048  # chosen tokens of one run, unless the person says otherwise
 
@@ -50,20 +53,24 @@ MAX_TOKENS = 2048  # chosen tokens of one run, unless the person says otherwise
 class Lab:
     """A model, its tokenizer, its tools; runs one conversation at a time."""
 
-    def __init__(self, name: str, model: K2, tokenizer: Tokenizer, tools: Sequence[Tool]) -> None:
+    def __init__(self, name: str, model: K2, tokenizer: Tokenizer, tools: Tools) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.tools = tuple(tools)
+        self.source = Source(None)
         self.latest: LabRun | None = None  # also the one that a question in the page started
-        self._engine = threading.Lock()
+        self.edits: tuple[Edit, ...] = ()  # of the open `edit` blocks
+        self.lock = threading.Lock()  # held by the run that is going on
+        self._tools = tools
 
     @classmethod
-    def open(cls, folder: Path, placement: Placement | WeightStore = "auto") -> "Lab":
+    def open(cls, folder: Path, placement: Placement | Places | WeightStore = "auto") -> "Lab":
         """The lab around a checkpoint folder."""
         model = load_model(folder, placement)
         tokenizer = Tokenizer.from_folder(folder)
         name = str(tokenizer.lab.get("name", folder.name))
-        tools = World(0).tools() if tokenizer.lab.get("world") == "microworld" else ()
-        return cls(name, model, tokenizer, tools)
+        lives = tokenizer.lab.get("world") == "microworld"
+        lab = cls(name, model, tokenizer, (lambda: World(0).tools()) if lives else tuple)
+        lab.source = Source(folder, placement)
+        return lab
 
     def __repr__(self) -> str:
         config = self.config
@@ -74,6 +81,33 @@ class Lab:
     def config(self) -> K2Config:
         """The facts of the checkpoint."""
         return self.model.config
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The lab's own tools, in a world that begins anew."""
+        return tuple(self._tools())
+
+    @contextmanager
+    def edit(self, *edits: Edit | Json | str, **how: Unpack[How]) -> Iterator["Lab"]:
+        """While the block is open, runs that start are edited, and so are `logits`.
+
+        `lab.edit("layers.4.mlp.router", ablate=[12], segment="thinking")`: a router or an
+        attention by its site, what to do, and for which tokens; or edits as records or JSON.
+        """
+        before = self.edits
+        if len(edits) == 1 and isinstance(edits[0], str):
+            more = edits_at(edits[0], how, self.config)
+        elif edits and not how:
+            more = unique(edits)  # type: ignore[arg-type]
+        else:
+            raise refused("An edit without a site, or with a record and keywords", "one of the two")
+        together = unique((*before, *more))
+        Surgery(together, self.config)
+        self.edits = together
+        try:
+            yield self
+        finally:
+            self.edits = before
 
     def logits(self, ids: Tensor) -> Tensor:
         """Float32 logits of the token after each, [batch, seq, vocab], for ids [batch, seq]."""
@@ -86,7 +120,8 @@ class Lab:
         check_ids(ids.flatten().tolist(), self.config.vocab_size)
         LatentCache(self.config).room_for(ids.shape[1])
         with torch.inference_mode():
-            step = self.model.step(ids.shape[1], cache=None, tap=untouched)
+            tap = Surgery(self.edits, self.config).tap(0, None, ids.shape[1])
+            step = self.model.step(ids.shape[1], cache=None, tap=tap)
             return self.model(ids.to(self.model.device), step).float()
 
     def generate(
@@ -134,22 +169,44 @@ class Lab:
         sampler: Sampler | None = None,
         max_tokens: int = MAX_TOKENS,
         tap: Tap = untouched,
+        capture: Level | str = ROUTE,
         store: "Store | None" = None,
     ) -> "LabRun":
         """The same run in a worker thread: returns at once, shows itself live in a notebook.
 
-        Its widgets are new, or those around `store`, which then shows this run.
+        Its widgets are new, or those around `store`, which then shows this run. `capture` says how
+        much is recorded: "off", "route", "scores", "attention", "residual", "full", or a `Level`.
         """
-        control = Control()
-        settings = self._settings(sampler, max_tokens, chain(control.tap, tap))
-        run = LabRun(self, control, store)
-        run.start(self._converse(conversation, tools, settings), self._engine)
+        recipe = Recipe(
+            conversation=conversation,
+            tools=None if tools is None else tuple(tools),
+            sampler=self._sampler(sampler),
+            max_tokens=max_tokens,
+            edits=self.edits,
+            tap=tap,
+            capture=level_of(capture),
+        )
+        run = LabRun(self, recipe).begin()
         self.latest = run
-        return run
+        return run if store is None else run.show_in(store)
 
-    def show(self, run: "LabRun") -> "Column":
-        """The linked widgets of a run, below each other."""
-        return run.show()
+    def show(self, run: "LabRun") -> "Dashboard":
+        """All views of a run on one page, with one selection."""
+        return run.dashboard()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While the block is open, no other run uses the engine."""
+        if not self.lock.acquire(blocking=False):
+            raise BusyError(
+                "A run is still going on this engine.",
+                expected="one run at a time.",
+                mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
+            )
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     @property
     def dtype(self) -> str:
@@ -174,11 +231,7 @@ class Lab:
     def _converse(
         self, conversation: Conversation, tools: Sequence[Tool] | None, settings: Settings
     ) -> Iterator[Event]:
-        messages: Sequence[Mapping[str, Any]] = (
-            [{"role": "user", "content": conversation}]
-            if isinstance(conversation, str)
-            else conversation
-        )
+        messages = messages_of(conversation)
         chosen = self.tools if tools is None else tools
         return converse(Mind(self.model, self.tokenizer), messages, chosen, settings)
 
@@ -187,70 +240,17 @@ class Lab:
             raise InputError(
                 f"max_tokens is {max_tokens}.", expected="at least 1.", mend="Give a larger limit."
             )
+        edits = Surgery(self.edits, self.config) if self.edits else None
+        return Settings(self._sampler(sampler), max_tokens, tap=tap, edits=edits)
+
+    def _sampler(self, sampler: Sampler | None) -> Sampler:
+        """The sampler from its seed on; without one, the checkpoint's habit."""
         if sampler is None:
             own = self.tokenizer.lab.get("temperature", 1.0)
-            sampler = sampled(temperature=float(own)) if own else greedy  # type: ignore[arg-type]
-        return Settings(sampler=sampler, max_tokens=max_tokens, tap=tap)
+            return sampled(temperature=float(own)) if own else greedy  # type: ignore[arg-type]
+        return anew(sampler)
 
     def _alone(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, while no other run uses the engine."""
-        if not self._engine.acquire(blocking=False):
-            raise BusyError(
-                "A run is still going on this engine.",
-                expected="one run at a time.",
-                mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
-            )
-        try:
+        with self.alone():
             yield from events
-        finally:
-            self._engine.release()
-
-
-class LabRun(Run):
-    """A run that knows its lab and shows itself; all its widgets share one selection."""
-
-    def __init__(self, lab: Lab, control: Control, store: "Store | None") -> None:
-        super().__init__(Trace(lab.about), control)
-        self.lab = lab
-        self._store = store
-
-    def __repr__(self) -> str:
-        return f"Run({self.lab.name}, tokens={len(self.trace)}, state={self.state})"
-
-    @property
-    def store(self) -> "Store":
-        """Data and selection behind this run's widgets."""
-        if self._store is None:
-            from k2lab.widgets.store import Facts, Store
-
-            device = self.lab.model.device
-            facts = Facts(engine=f"k2lab {self.lab.name} on {device}", dtype=self.lab.dtype)
-            self._store = Store(self, facts=facts, on_ask=self._ask)
-        return self._store
-
-    def thoughts(self) -> "ThoughtStream":
-        """The tokens as they appear: thinking, tool calls, answer."""
-        from k2lab.widgets.thoughts import ThoughtStream
-
-        return ThoughtStream(self.store)
-
-    def experts(self) -> "ExpertMap":
-        """Which experts computed what, layer by layer."""
-        from k2lab.widgets.experts import ExpertMap
-
-        return ExpertMap(self.store)
-
-    def show(self) -> "Column":
-        """The linked widgets below each other."""
-        from k2lab.widgets.base import Column
-
-        return Column([self.thoughts(), self.experts()])
-
-    def _ask(self, question: str) -> None:
-        """A person asked in the page: a new run takes this one's place in the same widgets."""
-        store = self.store
-        store.attach(self.lab.run(question, store=store))
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """A run as the last line of a cell shows its widgets."""
-        return self.show()._repr_mimebundle_(**kwargs)

@@ -52,6 +52,7 @@ SMALL = replace(
     eos_token_id=258,
     pad_token_id=511,
     max_position_embeddings=1024,
+    rope_scaling=None,
 )
 
 

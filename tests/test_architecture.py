@@ -36,16 +36,27 @@ LAYERS = {
     "evals": 6,
     "widgets": 6,
     "lessons": 7,
+    "branch": 7,
+    "recipe": 7,
+    "live": 8,
+    "run": 8,
     "lab": 8,
     "classroom": 8,
     "console": 8,
     "__init__": 9,
-    "cli": 10,
-    "__main__": 11,
+    "commands": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 ANYWHERE = {"errors", "paths"}
 SIDEWAYS = {
     ("world", "agent"),  # the world's tools are the agent's tools
+    ("lab", "run"),  # a lab starts runs,
+    ("run", "lab"),  # and a run knows its lab
+    ("run", "live"),  # a run shows itself through its store,
+    ("live", "run"),  # which asks the run in turn
+    ("trace", "widgets"),  # a trace's page holds the widgets
+    ("evals", "widgets"),  # the widgets are measured too
     ("train", "evals"),  # a trained model's card states what was measured
 }
 NO_TORCH = {"spec", "text", "trace", "widgets", "errors", "paths", "world", "agent/tools"}
@@ -56,7 +67,7 @@ LIMIT = 400  # lines of a source file
 NOTEBOOK_LIMIT = 500_000  # bytes
 
 PROGRAMS = {"jupyterlab"}  # declared because it is started, not imported
-PEERS = {"transformers"}  # imported by the benchmark alone; the test extra brings it
+PEERS = {"transformers", "playwright"}  # imported by benchmarks alone; the test extra brings them
 
 
 def name_of(path: Path) -> str:
@@ -119,9 +130,9 @@ def test_files_stay_short(path: Path) -> None:
 
 
 def test_each_widget_has_its_four_files() -> None:
-    stems = {path.stem for path in FRONT.glob("*.js")} - {"_kit"}
+    stems = {path.stem for path in FRONT.glob("[!_]*.js")}
     python = {path.stem for path in (PACKAGE / "widgets").glob("*.py")}
-    # What begins with an underscore is shared: the kit, and the fakes of the tests.
+    # What begins with an underscore is shared: the kit and its like, and the fakes of the tests.
     tests = {path.name.removesuffix(".test.mjs") for path in FRONT.glob("[!_]*.test.mjs")}
     assert stems <= python, f"without a Python half: {sorted(stems - python)}"
     assert stems == tests, f"without a test, or a test without a widget: {sorted(stems ^ tests)}"

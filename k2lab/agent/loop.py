@@ -3,8 +3,9 @@
     think → call → result → think → … → answer
 
 One cache lives through the whole run: results are appended after what the model wrote, nothing is
-read twice. A failed or unknown call becomes a text that the model gets to read. Not here: retries,
-policies, journals, and calls at the same time.
+read twice. A conversation begins at an `opening`, or goes on from any `Place`. A failed or unknown
+call becomes a text that the model gets to read. Not here: retries, policies, journals, and calls at
+the same time.
 """
 
 import time
@@ -29,7 +30,7 @@ from k2lab.text.messages import Message
 from k2lab.text.parse import ParsedCall, Turn, TurnParser
 from k2lab.text.shield import shielded, unshielded
 from k2lab.text.template import DEFAULT_SYSTEM, Segment, render
-from k2lab.text.tokenizer import Tokenizer
+from k2lab.text.tokenizer import Tokenizer, Utf8Stream
 
 MAX_STEPS = 320  # turns of one run: K2 Thinking is known for 200–300 calls in a row
 
@@ -52,6 +53,17 @@ class Mind:
         return bool(self.tokenizer.lab.get("declare_tools", True))
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a conversation stands: what is remembered, and what is to be read next."""
+
+    prompt: Prompt
+    cache: LatentCache  # holds all that comes before the prompt
+    turn: tuple[int, ...] = ()  # of the model's turn that goes on: its ids, the prompt's too
+    steps: int = 0  # turns before this one
+    seconds: float = 0.0  # on the run's clock
+
+
 def converse(
     mind: Mind,
     messages: Sequence[Mapping[str, Any]],
@@ -61,36 +73,58 @@ def converse(
     max_steps: int = MAX_STEPS,
 ) -> Iterator[Event]:
     """Events of a run: from the messages to an answer, the token limit or the step budget."""
-    by_name = {tool.name: tool for tool in tools}
-    schemas = {tool.name: tool.parameters for tool in tools}
-    began = time.perf_counter()
+    place = opening(mind, messages, tools)
+    yield from carry_on(mind, place, tools, settings, max_steps=max_steps)
 
-    def clock() -> float:
-        return time.perf_counter() - began
 
-    settings = replace(settings, stop_ids=frozenset(mind.model.config.stop_ids), clock=clock)
-    cache = LatentCache(mind.model.config)
+def opening(mind: Mind, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> Place:
+    """The beginning of a conversation: its messages as a prompt, nothing remembered yet."""
     segments = render(
         messages,
         tools=declare(tools) if tools and mind.declares_tools else None,
         system=mind.system,
     )
+    return Place(Prompt.of(segments, mind.tokenizer), LatentCache(mind.model.config))
+
+
+def carry_on(
+    mind: Mind,
+    place: Place,
+    tools: Sequence[Tool],
+    settings: Settings,
+    *,
+    max_steps: int = MAX_STEPS,
+) -> Iterator[Event]:
+    """Events from a place in a conversation on, to its end."""
+    by_name = {tool.name: tool for tool in tools}
+    schemas = {tool.name: tool.parameters for tool in tools}
+    began = time.perf_counter()
+
+    def clock() -> float:
+        return place.seconds + time.perf_counter() - began
+
+    stop_ids = frozenset(mind.model.config.stop_ids)
+    settings = replace(settings, stop_ids=stop_ids, clock=clock)
+    prompt, cache, written = place.prompt, place.cache, place.turn
     chosen = 0
-    for step in range(max_steps):
-        parser, last, ends = TurnParser(tools=schemas), None, list[int]()
-        prompt = Prompt.of(segments, mind.tokenizer)
-        budget = replace(settings, max_tokens=settings.max_tokens - chosen)
+    for step in range(place.steps, max_steps):
+        parser, ends = TurnParser(tools=schemas), list[int]()
+        _feed_again(parser, ends, cache.length + len(prompt.ids), written, mind.tokenizer)
+        last = written[-1] if written else -1
+        left = 0 if last in stop_ids else settings.max_tokens - chosen
+        budget = replace(settings, max_tokens=left, turn=written)
         for event in generate(mind.model, mind.tokenizer, prompt, cache, budget):
             if isinstance(event, TokenChosen):
-                last, chosen = event, chosen + 1
+                last, chosen = event.id, chosen + 1
                 special = mind.tokenizer.is_special(event.id)
                 parser.feed(event.text if special else shielded(event.text))
                 ends += [event.index] * (parser.call_count - len(ends))  # where each call ended
             yield event
+        written = ()
         turn = unshielded(parser.finish())
         for error in turn.errors:
             yield Misread(error.kind, error.text)
-        if last is None or last.id not in settings.stop_ids:
+        if last not in stop_ids:
             yield Answered(turn.content, turn.reasoning)
             yield Stopped("length", "The token limit was reached.", chosen, clock())
             return
@@ -99,7 +133,7 @@ def converse(
             yield _ended(turn, chosen, clock())
             return
         results: list[Message] = []
-        ends += [last.index] * (len(turn.calls) - len(ends))
+        ends += [cache.length - 1] * (len(turn.calls) - len(ends))
         asked = [(f"{step}.{place}", each) for place, each in enumerate(turn.calls)]
         for (key, each), end in zip(asked, ends, strict=True):
             yield ToolAsked(key, each.id, each.name, each.arguments, end)
@@ -112,7 +146,19 @@ def converse(
         if not _fits(segments, mind, cache):
             yield Stopped("length", "The tool results do not fit the context.", chosen, clock())
             return
+        prompt = Prompt.of(segments, mind.tokenizer)
     yield Stopped("budget", f"{max_steps} turns without an answer.", chosen, clock())
+
+
+def _feed_again(
+    parser: TurnParser, ends: list[int], stop: int, ids: Sequence[int], tokenizer: Tokenizer
+) -> None:
+    """Bring the parser to where a turn goes on: its ids so far end at index `stop`."""
+    stream = Utf8Stream()
+    for index, each in enumerate(ids, start=stop - len(ids)):
+        text = stream.feed(tokenizer.decode_bytes([each]))
+        parser.feed(text if tokenizer.is_special(each) else shielded(text))
+        ends += [index] * (parser.call_count - len(ends))
 
 
 def _fits(segments: Sequence[Segment], mind: Mind, cache: LatentCache) -> bool:

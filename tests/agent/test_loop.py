@@ -50,6 +50,7 @@ class Scripted:
 
     def __init__(self, config: K2Config, tokenizer: Tokenizer, turns: Sequence[str]) -> None:
         self.config, self.device = config, torch.device("cpu")
+        self.store = None  # owns no weights
         # What stands between bells is written by ordinary tokens, markers or not.
         self.turns = [
             tokenizer.encode_segments(

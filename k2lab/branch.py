@@ -1,0 +1,109 @@
+"""Where a run leaves its parent: what is read again or given there, and what is new.
+
+Pure functions; a `LabRun` puts them together. What a person gives as text is text: only a token
+asked for by its id or its name can be a special one.
+"""
+
+from collections.abc import Sequence
+
+from k2lab.agent.tools import Tool, call
+from k2lab.engine.events import KINDS, Captured, Event, PromptRead, Routed
+from k2lab.engine.generate import KindTracker, Prompt, check_ids
+from k2lab.errors import InputError
+from k2lab.spec.config import K2Config
+from k2lab.text.tokenizer import Tokenizer, Utf8Stream
+from k2lab.trace.trace import Trace
+
+Token = int | str | Sequence[int]
+"""An id, the text of one token (a special one's name too), or several ids."""
+
+
+def beyond(trace: Trace, event: Event) -> Event | None:
+    """The event without what the trace holds already; None if that is all of it."""
+    match event:
+        case PromptRead(start, ids, texts, kinds, seconds):
+            new = max(0, len(trace) - start)
+            if new == len(ids):
+                return None
+            return PromptRead(start + new, ids[new:], texts[new:], kinds[new:], seconds)
+        case Routed(start, experts, weights, margin):
+            new = max(0, trace.routed - start)
+            if new == len(experts):
+                return None
+            return Routed(start + new, experts[new:], weights[new:], margin[new:])
+        case Captured(start, heads, layers, arrays):
+            new = max(0, trace.captured.stop - start)
+            cut = {name: values[new:] for name, values in arrays.items()}
+            left = any(len(values) for values in cut.values())
+            return Captured(start + new, heads, layers, cut) if left else None
+    return event
+
+
+def again(trace: Trace, start: int) -> Prompt:
+    """The tokens from `start` on, to be read once more."""
+    kinds = tuple(KINDS[code] for code in trace.kinds[start:].tolist())
+    return Prompt(tuple(trace.ids[start:].tolist()), tuple(trace.texts[start : len(trace)]), kinds)
+
+
+def given_in(turn: Sequence[int], given: Sequence[int], tokenizer: Tokenizer) -> Prompt:
+    """What is given after the first tokens of a turn, with the texts and kinds it has there."""
+    stream, tracker = Utf8Stream(), KindTracker(tokenizer)
+    read = [(stream.feed(tokenizer.decode_bytes([i])), tracker.feed(i)) for i in (*turn, *given)]
+    mine = read[len(turn) :]
+    return Prompt(tuple(given), tuple(text for text, _ in mine), tuple(kind for _, kind in mine))
+
+
+def joined(first: Prompt, then: Prompt) -> Prompt:
+    """Both prompts as one."""
+    return Prompt(first.ids + then.ids, first.texts + then.texts, first.kinds + then.kinds)
+
+
+def ask_again(trace: Trace, tools: Sequence[Tool]) -> None:
+    """Bring a new world to where that of the trace was: ask what was asked there, in order."""
+    by_name = {tool.name: tool for tool in tools}
+    for each in trace.calls:
+        if each.name in by_name:
+            call(by_name[each.name], each.arguments)
+
+
+def given_ids(
+    token: Token | None, text: str | None, tokenizer: Tokenizer, config: K2Config
+) -> tuple[int, ...]:
+    """Ids of the token or the text; none if there is neither."""
+    if token is None and text is None:
+        return ()
+    if token is not None and text is not None:
+        raise _unclear("Both a token and a text were given", "one of them")
+    if text is not None:
+        what, ids = f"the text {text[:40]!r}", tokenizer.encode(text)  # never a special token
+    else:
+        assert token is not None
+        what, ids = f"the token {str(token)[:40]!r}", _ids_of(token, tokenizer)
+    if not ids:
+        raise _unclear(f"A branch with {what}, which is empty", "at least one token")
+    check_ids(ids, min(config.vocab_size, tokenizer.n_vocab))
+    if any(each in config.stop_ids for each in ids[:-1]):
+        raise _unclear(f"A branch with {what}, in which a turn ends", "that as the last token only")
+    return tuple(ids)
+
+
+def _ids_of(token: Token, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(token, str):
+        special = tokenizer.specials.get(token)
+        ids = tokenizer.encode(token) if special is None else [special]
+        if len(ids) != 1:
+            raise _unclear(
+                f"The token {token[:40]!r} is {len(ids)} tokens of this vocabulary",
+                "the text of one token; give longer texts as `text=`",
+            )
+        return ids
+    ids = list(token) if isinstance(token, list | tuple) else [token]  # type: ignore[list-item]
+    if any(isinstance(each, bool) or not isinstance(each, int) for each in ids):
+        raise _unclear(
+            f"A branch with the token {str(token)[:40]}", "an id, a text, or a list of ids"
+        )
+    return ids
+
+
+def _unclear(found: str, expected: str) -> InputError:
+    return InputError(f"{found}.", expected=f"{expected}.", mend="Correct what `branch` is given.")

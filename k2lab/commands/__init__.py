@@ -1,0 +1,1 @@
+"""The commands of the command line, by subject: each adds itself to the parser."""

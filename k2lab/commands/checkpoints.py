@@ -1,0 +1,78 @@
+"""Commands about checkpoints: what they are, whether they are whole, and how to write them."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from k2lab.commands.form import DONE, Options, add, add_json, add_model, config, show
+from k2lab.console import as_json
+
+
+def add_commands(commands: Any) -> None:
+    """`info`, `verify`, `export`."""
+    info = add(commands, "info", _info, "sizes and costs, computed from the config")
+    info.add_argument("model", nargs="?", metavar="k2-nano | k2-thinking | DIR")
+    add_json(info)
+
+    verify = add(commands, "verify", _verify, "check a checkpoint folder without running it")
+    verify.add_argument("folder", metavar="DIR", type=Path)
+    add_json(verify, "print one check a line as JSON")
+
+    export = add(commands, "export", _export, "write a checkpoint for other programs")
+    export.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
+    export.add_argument(
+        "--format",
+        choices=("transformers", "native"),
+        default="transformers",
+        help="bfloat16 for DeepseekV3ForCausalLM (default), or INT4 as it is",
+    )
+    add_model(export)
+
+
+def _info(options: Options) -> int:
+    from k2lab.spec import costs
+
+    name, model, folder = config(options.model)
+    counts = costs.parameters(model)
+    figures: dict[str, Any] = {
+        "name": name,
+        "model_type": model.model_type,
+        "layers": model.num_hidden_layers,
+        "moe_layers": len(model.moe_layers),
+        "routed_experts": model.n_routed_experts,
+        "experts_per_token": model.num_experts_per_tok,
+        "vocabulary": model.vocab_size,
+        "context": model.max_position_embeddings,
+        "parameters_total": counts.total,
+        "parameters_active": counts.active,
+        "parameters": {k: v for k, v in asdict(counts).items() if k not in ("total", "active")},
+        "bytes_on_disk": costs.bytes_on_disk(model),
+        "cache_bytes_per_token": costs.cache_bytes_per_token(model),
+        "cache_bytes_full_context": costs.cache_bytes_per_token(model)
+        * model.max_position_embeddings,
+        "flops_per_token": costs.flops_per_token(model, context=0),
+        "folder": None if folder is None else str(folder),
+    }
+    show(figures, options)
+    return DONE
+
+
+def _verify(options: Options) -> int:
+    from k2lab.model.verify import verify
+
+    for passed in verify(options.folder):
+        if options.json:
+            print(as_json(passed))
+        else:
+            print(f"ok  {passed.check:10} {passed.detail}", flush=True)
+    return DONE
+
+
+def _export(options: Options) -> int:
+    import k2lab.model.export as export
+    from k2lab.paths import asset
+
+    source = asset("k2-nano") if options.model is None else options.model
+    write = {"native": export.export_native, "transformers": export.export_transformers}
+    print(write[options.format](source, options.folder))
+    return DONE

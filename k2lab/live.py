@@ -1,0 +1,224 @@
+"""What a live run gives its widgets: the store behind them, details on demand, actions.
+
+A page may ask for the scores of a token, for what a head read, for a branch, for a control and a
+treatment, for a file. Each is one call to a run, an engine or a trace; this module only joins them.
+What a page sends is checked where it is used.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+
+from k2lab.engine import replay
+from k2lab.engine.edits import to_json, unique
+from k2lab.engine.events import KINDS
+from k2lab.engine.surgery import Surgery
+from k2lab.engine.taps import chain
+from k2lab.errors import InputError
+from k2lab.spec.config import K2Config
+from k2lab.spec.sites import Tap
+from k2lab.trace.trace import Trace
+from k2lab.widgets.details import CapturedDetails, Detail
+from k2lab.widgets.store import Facts, Store
+
+if TYPE_CHECKING:
+    from k2lab.run import LabRun
+
+LONGEST_REPLAY = 8192  # tokens; a longer prefix would keep the engine busy for too long
+BYTES = {"float32": 4, "float64": 8}  # of a cached value; others have 2
+
+Message = Mapping[str, Any]
+
+
+def store_of(run: "LabRun") -> Store:
+    """A store that shows the run and answers for it."""
+    lab = run.lab
+    latent, full = cache_bytes(lab.config, lab.dtype)
+    facts = Facts(
+        engine=f"k2lab {lab.name} on {lab.model.device}",
+        dtype=lab.dtype,
+        capture=str(run.recipe.capture),
+        latent_bytes=latent,
+        multi_head_bytes=full,
+    )
+    page = Page()
+    store = Store(
+        run,
+        facts=facts,
+        on_ask=page.ask,
+        details=LiveDetails(page.run),
+        actions={
+            "save": page.save,
+            "export": page.export,
+            "branch": page.branch,
+            "treat": page.treat,
+        },
+    )
+    page.store = store
+    return store
+
+
+class Page:
+    """The actions of one page; they act on the run that its store shows."""
+
+    store: Store
+
+    def __init__(self) -> None:
+        self._panes: dict[LabRun, Store] = {}  # of the other runs of the tree
+
+    def run(self) -> "LabRun":
+        """The run that is shown."""
+        return self.store.source  # type: ignore[return-value]
+
+    def ask(self, question: str) -> None:
+        """A person asked in the page: a new run takes this one's place in the same widgets."""
+        self.run().lab.run(question).show_in(self.store)
+        self.store.runs = []
+
+    def save(self, _: Message) -> Message:
+        """The trace as a file in the kernel's folder."""
+        path = free_path(self.run(), ".k2trace")
+        self.run().trace.save(path)
+        return {"text": f"Saved as {path.name}."}
+
+    def export(self, _: Message) -> Message:
+        """The page as one HTML file in the kernel's folder."""
+        path = free_path(self.run(), ".html")
+        self.run().trace.to_html(path)
+        return {"text": f"Written as {path.name}."}
+
+    def branch(self, message: Message) -> Message:
+        """Another run from a token on, beside this one."""
+        at, token, text = (message.get(name) for name in ("at", "token", "text"))
+        if not _whole(at) or not (_whole(token) or isinstance(text, str)):
+            raise InputError(
+                f"A branch at {at!r} with {token!r} and {text!r}.",
+                expected="an index, and a token id or a text.",
+                mend="click an alternative of a token.",
+            )
+        if _whole(token):
+            child = self.run().branch(at, token=token)
+        else:
+            child = self.run().branch(at, text=text)
+        self.grow(child)
+        return {"text": f"{child.name} goes on from token {at}.", "run": child.name}
+
+    def treat(self, message: Message) -> Message:
+        """What the tray's edits do, beside random experts of equal load; and a run under them."""
+        edits = message.get("edits")
+        if not isinstance(edits, list):
+            raise InputError(
+                "A treatment without a list of edits.",
+                expected="the edits of the tray.",
+                mend="add an edit first.",
+            )
+        run = self.run()
+        Surgery(unique(edits), run.lab.config)  # refuses what this model cannot do
+        found = run.experiment(edits)
+        at = run.turns[0] if run.turns else 0
+        child = run.branch(at, edits=[*run.recipe.edits, *edits])
+        self.grow(child)
+        words = f"{found}\n{child.name} is the run under these edits: see Compare."
+        return {"text": words, "report": found.to_json(), "run": child.name}
+
+    def grow(self, child: "LabRun") -> None:
+        """Lets the page know a new branch, with the data of all runs of its tree."""
+        root = child.line[0]
+        self.store.runs = [self._entry(run) for run in family(root)]
+
+    def _entry(self, run: "LabRun") -> dict[str, Any]:
+        given = self.run().lab.tokenizer.decode(list(run.recipe.given)) if run.recipe.given else ""
+        at = run.recipe.at
+        return {
+            "id": self._store_of(run).store_id,
+            "name": run.name,
+            "parent": self._store_of(run.parent).store_id if run.parent else "",
+            "at": -1 if at is None else at,
+            "given": given,
+            "edits": [to_json(edit) for edit in run.recipe.edits],
+        }
+
+    def _store_of(self, run: "LabRun") -> Store:
+        if run is self.store.source:
+            return self.store
+        if run not in self._panes:
+            self._panes[run] = Store(run, facts=self.store.facts)
+        return self._panes[run]
+
+
+class LiveDetails:
+    """Captured numbers where there are any, else the prefix computed again."""
+
+    def __init__(self, run: "Callable[[], LabRun]") -> None:
+        self._run = run
+        self._captured = CapturedDetails()
+
+    def route(self, trace: Trace, token: int) -> Detail:
+        """Scores and choice scores at the token."""
+        known = self._captured.route(trace, token)
+        if known.provenance == "measured":
+            return known
+        run, ids = self._run(), _prefix(trace, token)
+        with run.lab.alone():
+            found = replay.routers(run.lab.model, ids, self._tap(run, trace, token))
+        return Detail("derived", {"scores": found.scores, "choice": found.choice})
+
+    def attention(self, trace: Trace, token: int, layer: int) -> Detail:
+        """What the layer's heads read at the token."""
+        known = self._captured.attention(trace, token, layer)
+        if known.provenance == "measured":
+            return known
+        run, ids = self._run(), _prefix(trace, token)
+        with run.lab.alone():
+            found = replay.reading(run.lab.model, ids, layer, self._tap(run, trace, token))
+        arrays = {"weights": found.weights, "rope": found.rope, "norm": found.norm}
+        return Detail("derived", arrays)
+
+    @staticmethod
+    def _tap(run: "LabRun", trace: Trace, token: int) -> Tap:
+        """The run's own tap and edits, on the prefix."""
+        recipe = run.recipe
+        if not recipe.edits:
+            return recipe.tap
+        kinds = [KINDS[code] for code in trace.kinds[: token + 1].tolist()]
+        surgery = Surgery(recipe.edits, run.lab.config)
+        return chain(recipe.tap, surgery.tap(0, kinds, token + 1))
+
+
+def cache_bytes(config: K2Config, dtype: str) -> tuple[int, int]:
+    """Bytes per token in all layers: of the latent cache, and of all heads' keys and values."""
+    item, layers = BYTES.get(dtype, 2), config.num_hidden_layers
+    latent = config.kv_lora_rank + config.qk_rope_head_dim
+    full = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    return latent * item * layers, full * item * layers
+
+
+def family(run: "LabRun") -> "list[LabRun]":
+    """The run and all that branches off it."""
+    return [run, *(each for child in run.children for each in family(child))]
+
+
+def free_path(run: "LabRun", ending: str) -> Path:
+    """A name in the kernel's folder that is not taken yet."""
+    for number in count(1):
+        path = Path.cwd() / f"{run.name}-{number}{ending}"
+        if not path.exists():
+            return path
+    raise AssertionError("there is always a next number")
+
+
+def _prefix(trace: Trace, token: int) -> list[int]:
+    if token >= LONGEST_REPLAY:
+        raise InputError(
+            f"Token {token} comes after {token:,} others.",
+            expected=f"at most {LONGEST_REPLAY:,} tokens to compute again.",
+            mend="run it with capture='full', or look at an earlier token.",
+        )
+    return np.asarray(trace.ids[: token + 1]).tolist()
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

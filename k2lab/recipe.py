@@ -1,0 +1,145 @@
+"""Recipe: all that makes a run what it is, and the cell of code that makes it again.
+
+A run is a function of its recipe: the same checkpoint, conversation, sampler and edits give the
+same tokens on the same machine. A branch's recipe says where it leaves its parent and what was
+given there. Not here: running (`run.py`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from k2lab.agent.tools import Tool
+from k2lab.engine.capture import LEVELS, ROUTE, Level
+from k2lab.engine.edits import Edit, to_json
+from k2lab.engine.sampling import Sampled, Sampler, greedy
+from k2lab.engine.taps import untouched
+from k2lab.errors import InputError, MissingError
+from k2lab.paths import asset
+from k2lab.spec.sites import Tap
+
+Conversation = str | Sequence[Mapping[str, Any]]
+"""A question, or messages in the OpenAI form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a run is made of."""
+
+    conversation: Conversation
+    tools: tuple[Tool, ...] | None  # None: the lab's own, in a world that begins anew
+    sampler: Sampler
+    max_tokens: int  # chosen by this run; a branch counts from where it leaves its parent
+    edits: tuple[Edit, ...] = ()
+    tap: Tap = untouched
+    capture: Level = ROUTE
+    at: int | None = None  # of a branch: the first token that is not its parent's
+    given: tuple[int, ...] = ()  # of a branch: ids that stand there instead
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(
+                f"max_tokens is {self.max_tokens}.",
+                expected="at least 1.",
+                mend="Give a larger limit.",
+            )
+
+
+def messages_of(conversation: Conversation) -> Sequence[Mapping[str, Any]]:
+    """The conversation as messages."""
+    if isinstance(conversation, str):
+        return [{"role": "user", "content": conversation}]
+    return conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a lab's checkpoint came from; None: made of objects in memory."""
+
+    folder: Path | None
+    placement: object = "auto"
+
+    def code(self) -> str:
+        """The call that loads it."""
+        if self.folder is None or not isinstance(self.placement, str):
+            raise _unwritable("a model made in memory", "a checkpoint folder")
+        placed = "" if self.placement == "auto" else f"placement={self.placement!r}"
+        try:
+            shipped = self.folder == asset("k2-nano")
+        except MissingError:
+            shipped = False
+        given = [] if shipped else [repr(str(self.folder))]
+        return f"k2lab.load({', '.join([*given, placed] if placed else given)})"
+
+
+def cell(line: Sequence[Recipe], source: Source) -> str:
+    """Python that makes the last of these runs: the first is a root, each later one branches off.
+
+    The cell loads the checkpoint again, so that it depends on nothing but tools of one's own.
+    """
+    names = ["run", "branch", *(f"branch_{number}" for number in range(2, len(line)))]
+    lines = ["import k2lab"]
+    if str(line[0].capture) not in LEVELS:
+        lines.append("from k2lab.engine.capture import Level")
+    lines += [f"from k2lab.engine.sampling import {_imported(line)}", "", f"lab = {source.code()}"]
+    for place, recipe in enumerate(line):
+        lines += _root(recipe) if not place else [_branch(recipe, names[place - 1], names[place])]
+    return "\n".join([*lines, names[len(line) - 1]]) + "\n"
+
+
+def _root(recipe: Recipe) -> list[str]:
+    level = str(recipe.capture)
+    capture = f", capture={level!r}" if level in LEVELS else f", capture={recipe.capture!r}"
+    if recipe.capture == ROUTE:  # a branch has its parent's
+        capture = ""
+    given = f"{_conversation(recipe.conversation)}{_options(recipe)}{capture}"
+    made = f"run = lab.run({given}).wait()"
+    if not recipe.edits:
+        return [made]
+    edits = ",\n    ".join(repr(to_json(each)) for each in recipe.edits)
+    return ["with lab.edit(", f"    {edits},", "):", f"    {made}"]
+
+
+def _branch(recipe: Recipe, parent: str, name: str) -> str:
+    token = ""
+    if recipe.given:
+        token = f", token={recipe.given[0] if len(recipe.given) == 1 else list(recipe.given)}"
+    edits = f", edits={[to_json(each) for each in recipe.edits]}"
+    return f"{name} = {parent}.branch({recipe.at}{token}{_options(recipe)}{edits}).wait()"
+
+
+def _options(recipe: Recipe) -> str:
+    if recipe.tap is not untouched:
+        raise _unwritable("a tap of one's own", "edits (`lab.edit`), which are data")
+    sampler = recipe.sampler
+    if not isinstance(sampler, Sampled) and sampler is not greedy:
+        raise _unwritable("a sampler of one's own", "`greedy` or `sampled(…)`")
+    text = "greedy" if sampler is greedy else repr(sampler)
+    tools = ""
+    if recipe.tools is not None and recipe.at is None:  # a branch has its parent's
+        tools = f", tools=[{', '.join(each.name for each in recipe.tools)}]"
+    return f"{tools}, sampler={text}, max_tokens={recipe.max_tokens}"
+
+
+def _imported(line: Sequence[Recipe]) -> str:
+    names = {"greedy" if each.sampler is greedy else "sampled" for each in line}
+    return ", ".join(sorted(names))
+
+
+def _conversation(conversation: Conversation) -> str:
+    if isinstance(conversation, str):
+        return repr(conversation)
+    try:
+        return repr(json.loads(json.dumps([dict(each) for each in conversation])))
+    except (TypeError, ValueError) as error:
+        raise _unwritable("messages that are not JSON", "plain dictionaries") from error
+
+
+def _unwritable(found: str, expected: str) -> InputError:
+    return InputError(
+        f"This run has {found}, which cannot be written as code.",
+        expected=f"{expected}.",
+        mend="Run it again with these, or copy the cell that made it.",
+    )

@@ -1,0 +1,274 @@
+"""LabRun: a run that knows its lab, shows itself, and branches.
+
+    branch = run.branch(17, text=" Wait,")      # the same thought up to token 16, then this
+
+Runs form a tree. A branch shares the latent cache of the tokens before it (`cache.fork()`): nothing
+of them is computed again. It stands in the model's own turn: in a thought, in the arguments of a
+call, right after a tool result, or where an answer would end. The lab's own tools begin anew for
+each run, and a branch asks again what was asked before it, so that their world is where it was.
+
+Not here: the cell of code (`recipe.py`), what an edit did (`engine/experiment.py`), and how two
+runs differ (`trace/compare.py`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from k2lab.agent.loop import Mind, Place, carry_on, opening
+from k2lab.branch import (
+    Token,
+    again,
+    ask_again,
+    beyond,
+    given_ids,
+    given_in,
+    joined,
+)
+from k2lab.engine.edits import Edit, Json, unique
+from k2lab.engine.events import KINDS, Event, PromptRead
+from k2lab.engine.experiment import Experiment, Subject, experiment
+from k2lab.engine.generate import Settings
+from k2lab.engine.sampling import Sampler, anew
+from k2lab.engine.session import Control, Run
+from k2lab.engine.surgery import Surgery
+from k2lab.engine.taps import chain
+from k2lab.errors import BusyError, InputError
+from k2lab.recipe import Recipe, cell, messages_of
+from k2lab.trace.compare import Comparison, compare
+from k2lab.trace.trace import Trace
+
+if TYPE_CHECKING:
+    from k2lab.lab import Lab
+    from k2lab.model.cache import LatentCache
+    from k2lab.widgets.base import Column
+    from k2lab.widgets.dashboard import Dashboard
+    from k2lab.widgets.experts import ExpertMap
+    from k2lab.widgets.store import Store
+    from k2lab.widgets.thoughts import ThoughtStream
+
+
+class LabRun(Run):
+    """A run of a lab; all its widgets share one selection."""
+
+    def __init__(self, lab: "Lab", recipe: Recipe, *, parent: "LabRun | None" = None) -> None:
+        at = recipe.at or 0
+        # Index at which each turn of the model begins.
+        self.turns: list[int] = [start for start in parent.turns if start <= at] if parent else []
+        trace = parent.trace.fork(at) if parent else Trace(lab.about)
+        if parent:  # calls of the turn that goes on are asked again when it ends
+            trace.calls = [each for each in trace.calls if each.index < self.turns[-1]]
+        super().__init__(trace, Control())
+        self.lab, self.recipe, self.parent = lab, recipe, parent
+        self.children: list[LabRun] = []
+        self.cache: LatentCache | None = None  # of every token read so far
+        self._store: Store | None = None
+
+    def __repr__(self) -> str:
+        branch = "" if self.parent is None else f", branch={self.name}"
+        return f"Run({self.lab.name}, tokens={len(self.trace)}, state={self.state}{branch})"
+
+    @property
+    def name(self) -> str:
+        """Its place in the tree: `run`, `run.1` for the first branch, then `run.1.2`."""
+        if self.parent is None:
+            return "run"
+        return f"{self.parent.name}.{self.parent.children.index(self) + 1}"
+
+    @property
+    def line(self) -> "list[LabRun]":
+        """The runs from the root of the tree to this one."""
+        return [*(self.parent.line if self.parent else ()), self]
+
+    @property
+    def leaves(self) -> "list[LabRun]":
+        """The runs below this one that nothing branches off, itself if nothing does."""
+        return [leaf for child in self.children for leaf in child.leaves] or [self]
+
+    def begin(self) -> Self:
+        """This run, started: with its prompt, or where it leaves its parent."""
+        lab, recipe, parent = self.lab, self.recipe, self.parent
+        mind = Mind(lab.model, lab.tokenizer)
+        settings = Settings(
+            sampler=recipe.sampler,
+            max_tokens=recipe.max_tokens,
+            tap=chain(self.control.tap, recipe.tap),
+            edits=Surgery(recipe.edits, lab.config) if recipe.edits else None,
+            capture=recipe.capture,
+        )
+        tools = lab.tools if recipe.tools is None else recipe.tools
+        if parent is None:
+            place = opening(mind, messages_of(recipe.conversation), tools)
+        else:
+            place = self._leave(parent)
+            if recipe.tools is None:
+                ask_again(self.trace, tools)
+        self.start(self._noting(carry_on(mind, place, tools, settings)), lab.lock)
+        self.cache = place.cache
+        if parent is not None:
+            parent.children.append(self)
+        return self
+
+    def branch(
+        self,
+        at: int,
+        *,
+        token: Token | None = None,
+        text: str | None = None,
+        sampler: Sampler | None = None,
+        max_tokens: int | None = None,
+        edits: Sequence[Edit | Json] | None = None,
+    ) -> "LabRun":
+        """A new run with this one's tokens before `at`, then the token or text, then the model's.
+
+        Given neither, the model chooses again from `at` on: under other edits, or another seed.
+        The sampler is this run's from its seed on, unless given. Edits are this run's and those of
+        the open `lab.edit` blocks, unless given; they act from `at` on, as what came before is
+        remembered as it was.
+        """
+        if not self.done:
+            raise BusyError(
+                "This run is still going on.",
+                expected="a run that has ended, to branch off.",
+                mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
+            )
+        self._turn_of(at)
+        chosen = (*self.recipe.edits, *self.lab.edits) if edits is None else edits
+        recipe = replace(
+            self.recipe,
+            sampler=anew(sampler or self.recipe.sampler),
+            max_tokens=self.recipe.max_tokens if max_tokens is None else max_tokens,
+            edits=unique(chosen),
+            at=at,
+            given=given_ids(token, text, self.lab.tokenizer, self.lab.config),
+        )
+        child = LabRun(self.lab, recipe, parent=self).begin()
+        self.lab.latest = child
+        return child
+
+    def experiment(
+        self, edits: Sequence[Edit | Json], *, controls: int = 12, seed: int = 0
+    ) -> Experiment:
+        """What the edits do to this run's tokens, against random experts of equal load."""
+        trace, read = self.trace, self.trace.routed
+        if not read:
+            raise InputError(
+                "A run without recorded routes.",
+                expected="routes, to find experts of equal load.",
+                mend="Run it again with capture='route'.",
+            )
+        kinds = tuple(KINDS[code] for code in trace.kinds[:read].tolist())
+        subject = Subject(
+            ids=tuple(trace.ids[:read].tolist()),
+            kinds=kinds,
+            scored=tuple(np.flatnonzero(~np.isnan(trace.entropy[1:read])).tolist()),
+            experts=trace.experts,
+            edits=self.recipe.edits,
+        )
+        with self.lab.alone():
+            return experiment(self.lab.model, subject, unique(edits), controls=controls, seed=seed)
+
+    def compare(self, other: "LabRun") -> Comparison:
+        """Where the other run's tokens part from this one's, and routing and entropy after that."""
+        return compare(self.trace, other.trace)
+
+    def code(self) -> str:
+        """A cell of Python that makes this run again: edits, seeds and branches included."""
+        recipes = [run.recipe for run in self.line]
+        if self.state == "stopped":  # as many tokens as were chosen before Stop
+            chosen = self.trace.stopped.tokens if self.trace.stopped else 0
+            recipes[-1] = replace(recipes[-1], max_tokens=max(1, chosen))
+        return cell(recipes, self.lab.source)
+
+    @property
+    def store(self) -> "Store":
+        """Data and selection behind this run's widgets."""
+        if self._store is None:
+            from k2lab.live import store_of
+
+            self._store = store_of(self)
+        return self._store
+
+    def show_in(self, store: "Store") -> Self:
+        """This run, in the place of the one that the store's widgets showed."""
+        self._store = store
+        store.attach(self)
+        return self
+
+    def thoughts(self) -> "ThoughtStream":
+        """The tokens as they appear: thinking, tool calls, answer."""
+        from k2lab.widgets.thoughts import ThoughtStream
+
+        return ThoughtStream(self.store)
+
+    def experts(self) -> "ExpertMap":
+        """Which experts computed what, layer by layer."""
+        from k2lab.widgets.experts import ExpertMap
+
+        return ExpertMap(self.store)
+
+    def dashboard(self) -> "Dashboard":
+        """All views of this run on one page."""
+        from k2lab.widgets.dashboard import Dashboard
+
+        return Dashboard(self.store)
+
+    def show(self) -> "Column":
+        """Text and experts below each other."""
+        from k2lab.widgets.base import Column
+
+        return Column([self.thoughts(), self.experts()])
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """A run as the last line of a cell shows its widgets."""
+        return self.show()._repr_mimebundle_(**kwargs)
+
+    def _leave(self, parent: "LabRun") -> Place:
+        """Where this branch leaves its parent: a fork of the cache, and what is given there."""
+        given, trace = self.recipe.given, self.trace
+        assert parent.cache is not None
+        cache = parent.cache.fork()
+        # Logits are not remembered: with nothing given, the last token is read once more for them.
+        cache.truncate(len(trace) if given else len(trace) - 1)
+        turn = tuple(trace.ids[self.turns[-1] :].tolist())
+        prompt = joined(again(trace, cache.length), given_in(turn, given, self.lab.tokenizer))
+        times = trace.seconds[~np.isnan(trace.seconds)]
+        seconds = float(times[-1]) if len(times) else 0.0
+        return Place(prompt, cache, (*turn, *given), len(self.turns) - 1, seconds)
+
+    def _noting(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The events, while the beginnings of turns are noted; nothing of the prefix twice."""
+        given = (self.recipe.at or 0) + len(self.recipe.given)
+        for event in events:
+            if isinstance(event, PromptRead) and event.start >= given:
+                if self.turns and self.turns[-1] == event.start:  # the next part of one prompt
+                    self.turns.pop()
+                self.turns.append(event.start + len(event.ids))
+            fresh = beyond(self.trace, event)
+            if fresh is not None:
+                yield fresh
+
+    def _turn_of(self, at: int) -> int:
+        """The beginning of the model's turn in which a run may branch at this index."""
+        length, stops = len(self.trace), self.lab.config.stop_ids
+        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= length:
+            raise _nowhere(f"A branch at {at!r} of a run of {length} tokens")
+        start = max((turn for turn in self.turns if turn <= at), default=None)
+        if start is None:
+            raise _nowhere(f"A branch at {at}, inside the prompt")
+        ends = (i for i in range(start, at) if int(self.trace.ids[i]) in stops)
+        end = next(ends, None)
+        if end is not None:
+            inside = "after the end of the run" if at == length else "inside a tool result"
+            raise _nowhere(f"A branch at {at}, {inside} (the turn ended with token {end})")
+        return start
+
+
+def _nowhere(found: str) -> InputError:
+    return InputError(
+        f"{found}.",
+        expected="the index of a token that the model chose, or the one after its last.",
+        mend="Look the index up in `run.trace.texts`, or hover the token.",
+    )

@@ -1,0 +1,140 @@
+"""What a page can ask a live run for, and what it gets."""
+
+import time
+
+import numpy as np
+import pytest
+
+import k2lab
+from k2lab.errors import K2LabError
+from k2lab.live import LiveDetails, Page, cache_bytes, family, store_of
+from k2lab.widgets.store import Store
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return k2lab.load()
+
+
+@pytest.fixture(scope="module")
+def run(lab):
+    return lab.run("What is 3 * 14?", max_tokens=40).wait()
+
+
+@pytest.fixture
+def page(run):
+    page = Page()
+    page.store = Store(run)
+    return page
+
+
+def test_cache_costs_are_those_of_the_geometry(lab):
+    latent, full = cache_bytes(lab.config, "bfloat16")
+    assert (latent, full) == ((64 + 32) * 2 * 6, 6 * (64 + lab.config.v_head_dim) * 2 * 6)
+
+
+def test_details_are_computed_again_and_say_so(run):
+    details = LiveDetails(lambda: run)
+    token = run.trace.routed - 1
+    routing = details.route(run.trace, token)
+    assert routing.provenance == "derived" and routing.arrays["scores"].shape == (5, 64)
+    best = np.argsort(-routing.arrays["choice"], axis=1)[:, :8]
+    same = [
+        set(a) == set(b)
+        for a, b in zip(best.tolist(), run.trace.experts[token].tolist(), strict=True)
+    ]
+    assert sum(same) >= 4  # a near tie may fall the other way
+    reading = details.attention(run.trace, token, 3)
+    assert reading.arrays["weights"].shape == (6, token + 1)
+
+
+def test_captured_values_are_preferred_and_are_measured(lab):
+    run = lab.run("What is 3 * 14?", max_tokens=4, capture="full").wait()
+    details = LiveDetails(lambda: run)
+    token = run.trace.routed - 1
+    measured = details.attention(run.trace, token, 2)
+    assert measured.provenance == "measured"
+    again = lab.run("What is 3 * 14?", max_tokens=4).wait()
+    derived = LiveDetails(lambda: again).attention(again.trace, token, 2)
+    assert derived.provenance == "derived"
+    assert np.allclose(measured.arrays["weights"], derived.arrays["weights"], atol=0.03)
+    assert details.route(run.trace, token).provenance == "measured"
+
+
+def test_while_another_run_goes_on_details_wait(run, lab):
+    with lab.alone(), pytest.raises(K2LabError, match="still going on"):
+        LiveDetails(lambda: run).route(run.trace, 3)
+
+
+def test_a_branch_joins_the_tree_of_the_page(run, page):
+    at = int(np.flatnonzero(~np.isnan(run.trace.entropy))[3])
+    other = run.trace.top[at][1][0]
+    outcome = page.branch({"at": at, "token": other})
+    child = run.children[-1].wait()
+    assert outcome["run"] == child.name and int(child.trace.ids[at]) == other
+    assert [entry["name"] for entry in page.store.runs] == [each.name for each in family(run)]
+    root, entry = page.store.runs[0], page.store.runs[-1]
+    assert root["id"] == page.store.store_id and entry["parent"] == root["id"]
+    assert entry["at"] == at and entry["given"]
+
+
+def test_a_branch_may_be_a_text_of_one_s_own(run, page):
+    at = int(np.flatnonzero(~np.isnan(run.trace.entropy))[3])
+    page.branch({"at": at, "text": " 7"})
+    child = run.children[-1].wait()
+    assert child.trace.text().startswith(run.trace.text()[:10])
+    assert page.store.runs[-1]["given"] == " 7"
+
+
+def test_a_treatment_reports_figures_and_a_run_under_the_edits(run, page):
+    edits = [{"do": "zero", "layer": 3, "experts": [5]}]
+    outcome = page.treat({"edits": edits})
+    child = run.children[-1].wait()
+    measures = [effect["measure"] for effect in outcome["report"]["effects"]]
+    assert measures == ["logits", "kl", "tokens"] and "treatment" in outcome["text"]
+    assert page.store.runs[-1]["edits"] == edits and child.done
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("branch", {"at": "x", "token": 1}),
+        ("branch", {"at": 3, "token": True}),
+        ("branch", {"at": 3}),
+        ("branch", {"at": 0, "token": 1}),
+        ("branch", {"at": 10**9, "token": 1}),
+        ("treat", {}),
+        ("treat", {"edits": [{"do": "rm"}]}),
+        ("treat", {"edits": [{"do": "zero", "layer": 99, "experts": [1]}]}),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run, page, action, message):
+    with pytest.raises(K2LabError):
+        getattr(page, action)(message)
+
+
+def test_files_are_written_beside_each_other(run, page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        page.save({})
+        page.export({})
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "run-1.html",
+        "run-1.k2trace",
+        "run-2.html",
+        "run-2.k2trace",
+    ]
+    assert "k2-run" in (tmp_path / "run-1.html").read_text(encoding="utf-8")
+
+
+def test_a_page_s_message_ends_as_an_outcome(run):
+    store = store_of(run)
+    sent = []
+    store.send = lambda content, buffers=None: sent.append(content)  # type: ignore[method-assign]
+    store._obey({"type": "treat", "edits": [{"do": "rm"}]})
+    until = time.monotonic() + 20
+    while not any(each["type"] == "outcome" for each in sent) and time.monotonic() < until:
+        time.sleep(0.02)
+    outcome = next(each for each in sent if each["type"] == "outcome")
+    assert outcome["action"] == "treat" and "do = 'rm'" in outcome["error"]
+    assert store.status["can"] == ["branch", "treat", "save", "export"] and "lab" in store.code
