@@ -2,9 +2,10 @@
 
     y = x W,  W = code · scale,  x in bfloat16, sums in float32, y in bfloat16
 
-The kernel reads codes in an order that depends on the processor. Bringing a matrix of Kimi K2's
-experts into it by torch's own way takes twelve times as long as here (for AVX2; measured), so the
-order is written directly where it is the known one, which a small trial decides once.
+The kernel reads codes in an order that depends on the processor: blocks of 32 rows with AVX2, of
+64 with AVX-512. Bringing a matrix of Kimi K2's experts into it by torch's own way takes twelve
+times as long as here (AVX2, measured) and eight times the room, so the order is written directly
+where it is one of the two, which a small trial decides once.
 What it is not: exact in the sense of `int4.dequantise`; activations are rounded to bfloat16.
 Source: pytorch, aten/src/ATen/native/cpu/int4mm_kernel.cpp.
 """
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from k2lab.tensors.int4 import GROUP, OFFSET, unpack
+from k2lab.tensors.int4 import GROUP, OFFSET, pack, unpack
 
-BLOCK = 32  # output rows that lie interleaved in the known layout
+BLOCKS = (64, 32)  # output rows that lie interleaved, in the known layouts
+LEAST_BLOCK = 32  # rows of which a matrix has to be a multiple
+CONVERTED = 64  # rows that torch's own way converts at once: a multiple of every block it knows
 WORD_CODES = 16  # codes in eight bytes
 _LOW, _HIGH = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0xF0F0F0F0F0F0F0F0)
 _NIBBLE = np.uint64(4)
@@ -29,7 +32,7 @@ def available(rows: int, columns: int) -> bool:
     """Whether the kernel exists and takes matrices [rows, columns] in groups of 32."""
     ops = torch.ops.aten
     exists = hasattr(ops, "_weight_int4pack_mm_for_cpu")
-    return exists and rows % BLOCK == 0 and columns % GROUP == 0
+    return exists and rows % LEAST_BLOCK == 0 and columns % GROUP == 0
 
 
 def pack_into(words: NDArray[np.int32], out: NDArray[np.uint8]) -> None:
@@ -37,12 +40,18 @@ def pack_into(words: NDArray[np.int32], out: NDArray[np.uint8]) -> None:
 
     Plain NumPy, so that threads which read from a disk do it beside the network's own threads.
     """
-    if _known():
-        _interleave(words, out)
+    block = _block()
+    if block and words.shape[0] % block == 0:
+        _interleave(words, out, block)
         return
-    nibbles = unpack(torch.from_numpy(words)).to(torch.int32) + OFFSET
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)  # noqa: SLF001
-    out[:] = packed.view(torch.uint8).numpy().ravel()
+    # Few rows at a time: each code takes four bytes on the way.
+    step = CONVERTED if words.shape[0] % CONVERTED == 0 else words.shape[0]
+    for lower, place in zip(
+        words.reshape(-1, step, words.shape[1]),
+        out.reshape(-1, words.shape[1] * step * 4),
+        strict=True,
+    ):
+        place[:] = _converted(unpack(torch.from_numpy(lower)).to(torch.int32) + OFFSET)
 
 
 def scales_into(scale: Tensor, out: Tensor) -> None:
@@ -63,12 +72,18 @@ def swiglu(x: Tensor, gate_up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor
     return linear(F.silu(gate) * up, *down).to(x.dtype)
 
 
-def _interleave(words: NDArray[np.int32], out: NDArray[np.uint8]) -> None:
-    """Byte (block, k, i) holds the code of row i below that of row i + 16, for 32 rows a block."""
-    rows, half = words.shape[0], BLOCK // 2
+def _converted(nibbles: Tensor) -> NDArray[np.uint8]:
+    """The order that torch itself gives to codes 0 … 15, int32 [out, in]."""
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)  # noqa: SLF001
+    return packed.view(torch.uint8).numpy().ravel()
+
+
+def _interleave(words: NDArray[np.int32], out: NDArray[np.uint8], block: int) -> None:
+    """Byte (block, k, i) holds the code of row i below that of row i + block / 2."""
+    rows, half = words.shape[0], block // 2
     columns = words.shape[1] * 8
-    pairs = words.view(np.uint64).reshape(rows // BLOCK, 2, half, columns // WORD_CODES)
-    target = out.reshape(rows // BLOCK, columns // 2, 2, half)  # [block, k / 2, k mod 2, i]
+    pairs = words.view(np.uint64).reshape(rows // block, 2, half, columns // WORD_CODES)
+    target = out.reshape(rows // block, columns // 2, 2, half)  # [block, k / 2, k mod 2, i]
     for (lower, upper), place in zip(pairs, target, strict=True):  # a block fits the cache
         even = (lower & _LOW) | ((upper & _LOW) << _NIBBLE)
         odd = ((lower >> _NIBBLE) & _LOW) | (upper & _HIGH)
@@ -77,14 +92,15 @@ def _interleave(words: NDArray[np.int32], out: NDArray[np.uint8]) -> None:
 
 
 @cache
-def _known() -> bool:
-    """Whether this processor's layout is the one that `_interleave` writes."""
-    codes = torch.arange(2 * BLOCK * 64, dtype=torch.int64).mul_(2654435761).bitwise_right_shift_(7)
-    nibbles = (codes & 15).to(torch.int32).view(2 * BLOCK, 64)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)  # noqa: SLF001
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    words = (nibbles.unflatten(-1, (-1, 8)) << shifts).sum(-1, dtype=torch.int32)
+def _block() -> int:
+    """Rows of a block of this processor's layout; 0 where `_interleave` does not write it."""
+    rows, columns = 2 * max(BLOCKS), 64
+    codes = torch.arange(rows * columns, dtype=torch.int64).mul_(2654435761).bitwise_right_shift_(7)
+    nibbles = (codes & 15).to(torch.int32).view(rows, columns)
+    theirs, words = _converted(nibbles), pack(nibbles - OFFSET).numpy()
     trial = np.empty(nibbles.numel() // 2, np.uint8)
-    _interleave(words.numpy(), trial)
-    theirs = packed.view(torch.uint8).numpy().ravel()
-    return theirs.size == trial.size and bool(np.array_equal(theirs, trial))
+    for block in BLOCKS:
+        _interleave(words, trial, block)
+        if np.array_equal(theirs, trial):
+            return block
+    return 0

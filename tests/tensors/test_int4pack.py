@@ -1,5 +1,10 @@
 """INT4 products without expanding: the kernel's order is written right, and the numbers agree."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -33,10 +38,33 @@ def test_codes_are_written_as_torch_writes_them(rows: int, columns: int) -> None
 
 
 def test_an_unknown_order_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes, scale = matrix(64, 96)
+    codes, scale = matrix(192, 96)
     fast = packed(codes, scale)[0]
-    monkeypatch.setattr(int4pack, "_known", lambda: False)
+    monkeypatch.setattr(int4pack, "_block", lambda: 0)
     assert torch.equal(packed(codes, scale)[0], fast)
+
+
+CHECK = """
+import numpy as np, torch
+from k2lab.tensors import int4pack
+from k2lab.tensors.int4 import pack
+for rows in (32, 64, 96, 128):
+    codes = torch.arange(rows * 64).mul(7919).remainder(16).view(rows, 64) - 8
+    out = np.empty(rows * 32, np.uint8)
+    int4pack.pack_into(pack(codes).numpy(), out)
+    theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu((codes + 8).int(), 1)
+    assert np.array_equal(out, theirs.view(torch.uint8).numpy().ravel()), rows
+print(int4pack._block())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the names of these processors' units")
+@pytest.mark.parametrize("unit", ["avx2", "avx512", "default"])
+def test_each_order_that_this_processor_can_run_is_written(unit: str) -> None:
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": unit}
+    given = [sys.executable, "-c", CHECK]
+    done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment)
+    assert int(done.stdout) in (*int4pack.BLOCKS, 0)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
