@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from k2lab.commands.form import DONE, Options, add, add_json, add_model, config, show
+from k2lab.commands.form import DONE, Options, add, add_json, add_model, config, positive, show
 from k2lab.console import as_json
 
 
@@ -27,6 +27,12 @@ def add_commands(commands: Any) -> None:
         help="bfloat16 for DeepseekV3ForCausalLM (default), or INT4 as it is",
     )
     add_model(export)
+    export.add_argument(
+        "--synthetic",
+        metavar="k2-thinking | k2-nano | DIR",
+        help="random weights of this model's shape instead of a copy",
+    )
+    export.add_argument("--layers", type=positive, metavar="N", help="of --synthetic: the first N")
 
 
 def _info(options: Options) -> int:
@@ -72,7 +78,24 @@ def _export(options: Options) -> int:
     import k2lab.model.export as export
     from k2lab.paths import asset
 
+    if options.synthetic is not None:
+        print(_synthetic(options))
+        return DONE
     source = asset("k2-nano") if options.model is None else options.model
     write = {"native": export.export_native, "transformers": export.export_transformers}
     print(write[options.format](source, options.folder))
     return DONE
+
+
+def _synthetic(options: Options) -> Path:
+    """The folder, its bytes shown on a terminal while they are written."""
+    from tqdm import tqdm
+
+    from k2lab.model.synthetic import cut, write_synthetic
+    from k2lab.spec.costs import bytes_on_disk
+
+    shape = config(options.synthetic)[1]
+    shape = cut(shape, options.layers or shape.num_hidden_layers)
+    size = bytes_on_disk(shape)
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=options.folder.name) as bar:
+        return write_synthetic(shape, options.folder, bar.update)
