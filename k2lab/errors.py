@@ -10,6 +10,7 @@
     │  └─ BudgetError      memory too small for what has to lie in it
     ├─ SiteError           a site pattern that matches nothing
     ├─ ToolError           a tool whose schema or function cannot be used
+    ├─ TransientError      a failure in passing: the same request may be sent again
     ├─ BusyError           a second run while the engine is busy
     ├─ TraceError          a trace that cannot be read or shown
     └─ MissingError        an optional package, file or asset that is not there
@@ -60,6 +61,15 @@ class SiteError(K2LabError, ValueError):
 
 class ToolError(K2LabError, ValueError):
     """A tool whose schema is not JSON Schema, or whose function cannot be described."""
+
+
+class TransientError(K2LabError, ConnectionError):
+    """A server or tool that failed in passing: nothing was done, the same request may go again."""
+
+    def __init__(self, found: str, *, after: float = 0.0) -> None:
+        """`after`: seconds that were asked for before the next attempt."""
+        self.after = after
+        super().__init__(found, expected="an answer.", mend="Try again.")
 
 
 class BusyError(K2LabError, RuntimeError):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor
 
+from k2lab.agent.budget import Budget
 from k2lab.agent.loop import Mind, converse
 from k2lab.agent.tools import Tool
 from k2lab.engine.capture import ROUTE, Level, level_of
@@ -68,7 +69,7 @@ class Lab:
         tokenizer = Tokenizer.from_folder(folder)
         name = str(tokenizer.lab.get("name", folder.name))
         lives = tokenizer.lab.get("world") == "microworld"
-        lab = cls(name, model, tokenizer, (lambda: World(0).tools()) if lives else tuple)
+        lab = cls(name, model, tokenizer, _of_the_world if lives else tuple)
         lab.source = Source(folder, placement)
         return lab
 
@@ -171,12 +172,14 @@ class Lab:
         tap: Tap = untouched,
         capture: Level | str = ROUTE,
         store: "Store | None" = None,
+        budget: Budget | None = None,
     ) -> "LabRun":
         """The same run in a worker thread: returns at once, shows itself live in a notebook.
 
         Its widgets are new, or those around `store`, which then shows this run. `capture` says how
         much is recorded: "off", "route", "scores", "attention", "residual", "full", or a `Level`.
         """
+        `budget` ends the run after so many turns, tokens or seconds, or so much cost of calls.
         recipe = Recipe(
             conversation=conversation,
             tools=None if tools is None else tuple(tools),
@@ -186,6 +189,7 @@ class Lab:
             tap=tap,
             capture=level_of(capture),
         )
+            budget=budget or Budget(),
         run = LabRun(self, recipe).begin()
         self.latest = run
         return run if store is None else run.show_in(store)
@@ -254,3 +258,15 @@ class Lab:
         """The events, while no other run uses the engine."""
         with self.alone():
             yield from events
+
+
+def _of_the_world() -> Sequence[Tool]:
+    """The tools of a microworld that begins anew, with what is known of them."""
+    return [
+        replace(
+            each,
+            effect="writes" if each.name in {"order", "next_item"} else "reads",
+            trusted=each.name in {"calc", "convert", "date"},  # nobody else's words in there
+        )
+        for each in World(0).tools()
+    ]

@@ -7,10 +7,11 @@ given there. Not here: running (`run.py`).
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from k2lab.agent.budget import Budget
 from k2lab.agent.tools import Tool
 from k2lab.engine.capture import LEVELS, ROUTE, Level
 from k2lab.engine.edits import Edit, to_json
@@ -35,6 +36,7 @@ class Recipe:
     edits: tuple[Edit, ...] = ()
     tap: Tap = untouched
     capture: Level = ROUTE
+    budget: Budget = field(default_factory=Budget)  # a branch counts its own
     at: int | None = None  # of a branch: the first token that is not its parent's
     given: tuple[int, ...] = ()  # of a branch: ids that stand there instead
 
@@ -83,6 +85,8 @@ def cell(line: Sequence[Recipe], source: Source) -> str:
     lines = ["import k2lab"]
     if str(line[0].capture) not in LEVELS:
         lines.append("from k2lab.engine.capture import Level")
+    if line[0].budget != Budget():
+        lines.append("from k2lab.agent.budget import Budget")
     lines += [f"from k2lab.engine.sampling import {_imported(line)}", "", f"lab = {source.code()}"]
     for place, recipe in enumerate(line):
         lines += _root(recipe) if not place else [_branch(recipe, names[place - 1], names[place])]
@@ -94,7 +98,13 @@ def _root(recipe: Recipe) -> list[str]:
     capture = f", capture={level!r}" if level in LEVELS else f", capture={recipe.capture!r}"
     if recipe.capture == ROUTE:  # a branch has its parent's
         capture = ""
-    given = f"{_conversation(recipe.conversation)}{_options(recipe)}{capture}"
+    limits = ", ".join(
+        f"{each.name}={value}"
+        for each in fields(Budget)
+        if (value := getattr(recipe.budget, each.name)) != getattr(Budget(), each.name)
+    )
+    budget = f", budget=Budget({limits})" if limits else ""
+    given = f"{_conversation(recipe.conversation)}{_options(recipe)}{capture}{budget}"
     made = f"run = lab.run({given}).wait()"
     if not recipe.edits:
         return [made]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from k2lab.agent.loop import Mind, Place, carry_on, opening
+from k2lab.agent.terms import Terms
 from k2lab.branch import (
     Token,
     again,
@@ -105,7 +106,8 @@ class LabRun(Run):
             place = self._leave(parent)
             if recipe.tools is None:
                 ask_again(self.trace, tools)
-        self.start(self._noting(carry_on(mind, place, tools, settings)), lab.lock)
+        terms = Terms(budget=recipe.budget, halted=lambda: self.control.stopped)
+        self.start(self._noting(carry_on(mind, place, tools, settings, terms)), lab.lock)
         self.cache = place.cache
         if parent is not None:
             parent.children.append(self)
@@ -236,7 +238,9 @@ class LabRun(Run):
         prompt = joined(again(trace, cache.length), given_in(turn, given, self.lab.tokenizer))
         times = trace.seconds[~np.isnan(trace.seconds)]
         seconds = float(times[-1]) if len(times) else 0.0
-        return Place(prompt, cache, (*turn, *given), len(self.turns) - 1, seconds)
+        by_hand = bool(given) and given[-1] in self.lab.config.stop_ids
+        steps = len(self.turns) - 1
+        return Place(prompt, cache, (*turn, *given), steps, seconds, by_hand=by_hand)
 
     def _noting(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, while the beginnings of turns are noted; nothing of the prefix twice."""

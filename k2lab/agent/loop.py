@@ -3,54 +3,51 @@
     think → call → result → think → … → answer
 
 One cache lives through the whole run: results are appended after what the model wrote, nothing is
-read twice. A conversation begins at an `opening`, or goes on from any `Place`. A failed or unknown
-call becomes a text that the model gets to read. Not here: retries, policies, journals, and calls at
-the same time.
+read twice. A conversation begins at an `opening`, or goes on from any `Place`. Whatever goes wrong
+with a call becomes a text that the model gets to read; a turn that is neither call nor answer is
+asked on, twice at most. Every call has a key of its own, step.position: wire ids are not unique.
+Not here: how a turn is written (`turns.py`), how calls are made (`calling.py`), what they may do
+(`policy.py`), where it is written down (`journal.py`).
 """
 
+import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from k2lab.agent.tools import Outcome, Tool, call, declare
+from k2lab.agent.budget import Meter, Spent
+from k2lab.agent.calling import POLL, Done, Job, perform_all
+from k2lab.agent.repeats import END, WARNINGS, WITHDRAWN, Repeats, signature
+from k2lab.agent.terms import Decision, Request, Terms
+from k2lab.agent.tools import Outcome, Tool, canonical_arguments, declare, read_arguments
+from k2lab.agent.turns import Mind as Mind  # a part of this module's face
+from k2lab.agent.turns import Pen, Written
 from k2lab.engine.events import (
     Answered,
+    ApprovalAsked,
+    ApprovalGiven,
     Event,
     Misread,
+    Nudged,
+    Reason,
     Stopped,
-    TokenChosen,
     ToolAnswered,
     ToolAsked,
 )
-from k2lab.engine.generate import Prompt, Settings, generate
+from k2lab.engine.generate import Prompt, Settings
+from k2lab.errors import InputError, TransientError
 from k2lab.model.cache import LatentCache
-from k2lab.model.k2 import K2
 from k2lab.text.messages import Message
-from k2lab.text.parse import ParsedCall, Turn, TurnParser
-from k2lab.text.shield import shielded, unshielded
-from k2lab.text.template import DEFAULT_SYSTEM, Segment, render
-from k2lab.text.tokenizer import Tokenizer, Utf8Stream
+from k2lab.text.parse import ParsedCall, Turn
+from k2lab.text.template import render
 
-MAX_STEPS = 320  # turns of one run: K2 Thinking is known for 200–300 calls in a row
+NUDGES = 2  # in a row, before the run ends
 
-
-@dataclass(frozen=True, slots=True)
-class Mind:
-    """A network with its tokenizer and the habits of its checkpoint."""
-
-    model: K2
-    tokenizer: Tokenizer
-
-    @property
-    def system(self) -> str | None:
-        """The system message where the person gives none; None: it was trained without one."""
-        return self.tokenizer.lab.get("system", DEFAULT_SYSTEM)  # type: ignore[return-value]
-
-    @property
-    def declares_tools(self) -> bool:
-        """Whether tools are described in the prompt; False for a model that knows its own."""
-        return bool(self.tokenizer.lab.get("declare_tools", True))
+ASKED_ON = {
+    "thinking only": "The turn ended after thinking. Call a tool, or write the answer.",
+    "damaged call": "The tool call was damaged ({problems}) and was not made. Write it again.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +59,9 @@ class Place:
     turn: tuple[int, ...] = ()  # of the model's turn that goes on: its ids, the prompt's too
     steps: int = 0  # turns before this one
     seconds: float = 0.0  # on the run's clock
+    tokens: int = 0  # chosen before, for the budget
+    signatures: tuple[str, ...] = ()  # of the steps before, for `Repeats`
+    by_hand: bool = False  # a person ended the turn: it is taken as it is, and not asked on
 
 
 def converse(
@@ -69,12 +69,10 @@ def converse(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Tool],
     settings: Settings,
-    *,
-    max_steps: int = MAX_STEPS,
+    terms: Terms | None = None,
 ) -> Iterator[Event]:
-    """Events of a run: from the messages to an answer, the token limit or the step budget."""
-    place = opening(mind, messages, tools)
-    yield from carry_on(mind, place, tools, settings, max_steps=max_steps)
+    """Events of a run: from the messages to an answer, the token limit or the end of a budget."""
+    yield from carry_on(mind, opening(mind, messages, tools), tools, settings, terms)
 
 
 def opening(mind: Mind, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> Place:
@@ -92,89 +90,229 @@ def carry_on(
     place: Place,
     tools: Sequence[Tool],
     settings: Settings,
-    *,
-    max_steps: int = MAX_STEPS,
+    terms: Terms | None = None,
 ) -> Iterator[Event]:
-    """Events from a place in a conversation on, to its end."""
-    by_name = {tool.name: tool for tool in tools}
-    schemas = {tool.name: tool.parameters for tool in tools}
-    began = time.perf_counter()
-
-    def clock() -> float:
-        return place.seconds + time.perf_counter() - began
-
-    stop_ids = frozenset(mind.model.config.stop_ids)
-    settings = replace(settings, stop_ids=stop_ids, clock=clock)
-    prompt, cache, written = place.prompt, place.cache, place.turn
-    chosen = 0
-    for step in range(place.steps, max_steps):
-        parser, ends = TurnParser(tools=schemas), list[int]()
-        _feed_again(parser, ends, cache.length + len(prompt.ids), written, mind.tokenizer)
-        last = written[-1] if written else -1
-        left = 0 if last in stop_ids else settings.max_tokens - chosen
-        budget = replace(settings, max_tokens=left, turn=written)
-        for event in generate(mind.model, mind.tokenizer, prompt, cache, budget):
-            if isinstance(event, TokenChosen):
-                last, chosen = event.id, chosen + 1
-                special = mind.tokenizer.is_special(event.id)
-                parser.feed(event.text if special else shielded(event.text))
-                ends += [event.index] * (parser.call_count - len(ends))  # where each call ended
-            yield event
-        written = ()
-        turn = unshielded(parser.finish())
-        for error in turn.errors:
-            yield Misread(error.kind, error.text)
-        if last not in stop_ids:
-            yield Answered(turn.content, turn.reasoning)
-            yield Stopped("length", "The token limit was reached.", chosen, clock())
-            return
-        if not turn.calls:
-            yield Answered(turn.content, turn.reasoning)
-            yield _ended(turn, chosen, clock())
-            return
-        results: list[Message] = []
-        ends += [cache.length - 1] * (len(turn.calls) - len(ends))
-        asked = [(f"{step}.{place}", each) for place, each in enumerate(turn.calls)]
-        for (key, each), end in zip(asked, ends, strict=True):
-            yield ToolAsked(key, each.id, each.name, each.arguments, end)
-        for key, each in asked:
-            start = clock()
-            outcome = _answer(each, by_name)
-            yield ToolAnswered(key, each.name, outcome.content, outcome.ok, clock() - start)
-            results.append(Message("tool", outcome.content, call_id=each.id, name=each.name))
-        segments = render(results, system=None)
-        if not _fits(segments, mind, cache):
-            yield Stopped("length", "The tool results do not fit the context.", chosen, clock())
-            return
-        prompt = Prompt.of(segments, mind.tokenizer)
-    yield Stopped("budget", f"{max_steps} turns without an answer.", chosen, clock())
+    """Events from a place in a conversation on, to its end; Halted where the terms say stop."""
+    return _Loop(mind, place, tools, settings, terms or Terms()).events()
 
 
-def _feed_again(
-    parser: TurnParser, ends: list[int], stop: int, ids: Sequence[int], tokenizer: Tokenizer
-) -> None:
-    """Bring the parser to where a turn goes on: its ids so far end at index `stop`."""
-    stream = Utf8Stream()
-    for index, each in enumerate(ids, start=stop - len(ids)):
-        text = stream.feed(tokenizer.decode_bytes([each]))
-        parser.feed(text if tokenizer.is_special(each) else shielded(text))
-        ends += [index] * (parser.call_count - len(ends))
+def digest_of(run: str, key: str, name: str, canonical: str) -> str:
+    """What an approval is bound to: this run, this step and position, this tool, these arguments.
+
+    >>> digest_of("r", "0.0", "pay", '{"to":"Ada"}') == digest_of("r", "1.0", "pay", '{"to":"Ada"}')
+    False
+    """
+    digest = hashlib.sha256()
+    for part in (run, key, name, canonical):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()
 
 
-def _fits(segments: Sequence[Segment], mind: Mind, cache: LatentCache) -> bool:
-    needed = len(mind.tokenizer.encode_segments(segments)) + 1
-    return cache.length + needed <= mind.model.config.max_position_embeddings
+Steps = Generator[Event, None, Stopped]
 
 
-def _ended(turn: Turn, tokens: int, seconds: float) -> Stopped:
+class _Loop:
+    """One run of the loop, with what it has to keep in mind."""
+
+    def __init__(
+        self, mind: Mind, place: Place, tools: Sequence[Tool], settings: Settings, terms: Terms
+    ) -> None:
+        self.mind, self.place, self.terms = mind, place, terms
+        self.tools = {tool.name: tool for tool in tools}
+        began = time.perf_counter()
+
+        def clock() -> float:
+            return place.seconds + time.perf_counter() - began
+
+        stop_ids = frozenset(mind.model.config.stop_ids)
+        self.settings = replace(settings, stop_ids=stop_ids, clock=clock)
+        self.meter = Meter(terms.budget, clock, terms.halted)
+        self.meter.tokens = place.tokens
+        self.repeats = Repeats(place.signatures)
+        schemas = {tool.name: tool.parameters for tool in tools}
+        self.pen = Pen(mind, place.cache, schemas, self.meter)
+
+    def events(self) -> Iterator[Event]:
+        """All events; the last is always Stopped."""
+        try:
+            stopped = yield from self._run()
+        except Spent as spent:
+            stopped = self._stopped("budget", str(spent))
+        except TransientError as error:
+            stopped = self._stopped("error", error.found)
+        self.terms.witness.note("ended", reason=stopped.reason, detail=stopped.detail)
+        yield stopped
+
+    def _run(self) -> Steps:
+        place, most = self.place, self.terms.budget.steps
+        prompt, begun, nudges = place.prompt, place.turn, 0
+        for step in range(place.steps, most):
+            self.meter.check()
+            left = max(0, self.meter.left(self.settings.max_tokens))
+            settings = replace(self.settings, max_tokens=left, turn=begun)
+            written = yield from self.pen.write(prompt, settings)
+            turn, begun = written.turn, ()
+            self.terms.witness.note("turn", step=step, given=prompt, chosen=written.ids)
+            for error in turn.errors:
+                yield Misread(error.kind, error.text)
+            if not written.whole:
+                yield Answered(turn.content, turn.reasoning)
+                return self._cut_short()
+            if turn.calls:
+                nudges, messages = 0, (yield from self._calls(step, written))
+                if messages is None:
+                    return self._stopped("loop", f"The same calls came {END} times.")
+            else:
+                why = None if place.by_hand and step == place.steps else _unfinished(turn)
+                if why is None or nudges == NUDGES:
+                    yield Answered(turn.content, turn.reasoning)
+                    return self._stopped("answer" if why is None else "error", _told(why, turn))
+                nudges += 1
+                text = ASKED_ON[why].format(problems=_problems(turn))
+                yield Nudged(why, text)
+                messages = [Message("system", text)]
+            prompt = Prompt.of(render(messages, system=None), self.mind.tokenizer)
+            room = self.mind.model.config.max_position_embeddings
+            if place.cache.length + len(prompt.ids) + 1 > room:
+                return self._stopped("length", "The tool results do not fit the context.")
+        return self._stopped("budget", f"{most} turns without an answer.")
+
+    def _calls(self, step: int, written: Written) -> Generator[Event, None, list[Message] | None]:
+        """The results of a turn's calls, in their order, for the model; None: it goes in circles.
+
+        All are asked, and decided about, before the first is made.
+        """
+        turn, outcomes, jobs = written.turn, dict[str, Outcome](), list[Job]()
+        asked = {f"{step}.{place}": call for place, call in enumerate(turn.calls)}
+        for (key, call), end in zip(asked.items(), written.ends, strict=True):
+            yield ToolAsked(key, call.id, call.name, call.arguments, end)
+        for key, call in asked.items():
+            admitted = yield from self._admit(key, call)
+            if isinstance(admitted, Job):
+                jobs.append(admitted)
+            else:
+                outcomes[key] = admitted
+                yield self._answered(key, call.name, admitted, 0.0)
+        for news in perform_all(jobs, self.meter.check, self._making):
+            if isinstance(news, Done):
+                outcomes[news.key] = news.outcome
+                yield self._answered(news.key, asked[news.key].name, news.outcome, news.seconds)
+            else:
+                yield news
+        messages = [
+            Message("tool", outcomes[key].content, call_id=call.id, name=call.name)
+            for key, call in asked.items()
+        ]
+        known = signature(self._parts(turn, [outcomes[key] for key in asked]))
+        self.terms.witness.note("step", step=step, signature=known)
+        repeated = self.repeats.step(known)
+        if repeated is not None:
+            yield repeated
+            if repeated.response == "ended":
+                return None
+            text = WARNINGS[repeated.response].format(n=repeated.times)
+            messages.append(Message("system", text))
+        return messages
+
+    def _admit(self, key: str, call: ParsedCall) -> Generator[Event, None, Job | Outcome]:
+        """The call as it may be made, or what the model reads in its place."""
+        if key in self.terms.recalled:
+            return self.terms.recalled[key]
+        if self.repeats.withdrawn:
+            return Outcome(WITHDRAWN, ok=False)
+        tool = self.tools.get(call.name)
+        if tool is None:
+            known = ", ".join(self.tools) or "none"
+            return Outcome(f"error: unknown tool {call.name}; known tools: {known}", ok=False)
+        try:
+            arguments = read_arguments(tool, call.arguments)
+        except InputError as error:
+            return Outcome(f"error: {error.found}", ok=False)
+        canonical = canonical_arguments(call.arguments)
+        digest = digest_of(self.terms.witness.run, key, tool.name, canonical)
+        request = Request(key, tool, arguments, canonical, digest)
+        decision = self.terms.guard.decide(request)
+        if decision.verdict == "ask":
+            yield ApprovalAsked(key, tool.name, canonical, digest, decision.why)
+            decision = self._approved(request, decision.why)
+            yield ApprovalGiven(key, digest, decision.verdict == "allow", decision.by)
+        self.terms.witness.note(
+            "decided", key=key, digest=digest, verdict=decision.verdict,
+            why=decision.why, by=decision.by,
+        )  # fmt: skip
+        if decision.verdict != "allow":
+            return Outcome(f"error: not allowed: {decision.why}", ok=False)
+        self.terms.guard.made(request, decision)
+        return Job(key, tool, arguments)
+
+    def _approved(self, request: Request, why: str) -> Decision:
+        """The approver's word, as a decision; anything but a yes to this very call is a no."""
+        while True:
+            self.meter.check()
+            try:
+                approval = self.terms.approver(request, why)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is not a yes
+                return Decision("deny", f"the approver failed: {error}", "approver")
+            if approval is not None:
+                break
+            self.meter.wait(POLL)
+        if approval.digest != request.digest:
+            return Decision("deny", "the approval was given for another call", approval.by)
+        if not approval.allowed:
+            return Decision("deny", why, approval.by)
+        return Decision("allow", why, approval.by)
+
+    def _making(self, job: Job) -> None:
+        """A call is about to be made: paid for, and written down where no crash can undo it."""
+        self.meter.pay(job.tool.name, job.tool.cost)
+        self.terms.witness.note(
+            "asked", key=job.key, name=job.tool.name, arguments=dict(job.arguments),
+            effect=job.tool.effect,
+        )  # fmt: skip
+
+    def _answered(self, key: str, name: str, outcome: Outcome, seconds: float) -> ToolAnswered:
+        if key not in self.terms.recalled:
+            self.terms.witness.note("answered", key=key, content=outcome.content, ok=outcome.ok)
+        if name in self.tools:
+            self.terms.guard.answered(key, self.tools[name], outcome)
+        return ToolAnswered(key, name, outcome.content, outcome.ok, seconds)
+
+    def _parts(self, turn: Turn, outcomes: Sequence[Outcome]) -> Iterator[str]:
+        """What makes a step what it is, for `Repeats`."""
+        for call, outcome in zip(turn.calls, outcomes, strict=True):
+            yield from (call.name, canonical_arguments(call.arguments), outcome.content)
+        if any(self._changes(call.name) for call in turn.calls):
+            yield from (turn.reasoning, turn.content)
+
+    def _changes(self, name: str) -> bool:
+        return name in self.tools and self.tools[name].effect != "reads"
+
+    def _cut_short(self) -> Stopped:
+        limit = self.terms.budget.tokens
+        if limit is not None and self.meter.tokens >= limit:
+            return self._stopped("budget", f"{limit} tokens without an answer.")
+        return self._stopped("length", "The token limit was reached.")
+
+    def _stopped(self, reason: Reason, detail: str) -> Stopped:
+        return Stopped(reason, detail, self.meter.tokens, self.meter.clock())
+
+
+def _unfinished(turn: Turn) -> Literal["thinking only", "damaged call"] | None:
+    """Why a turn without calls is no answer; None if it is one."""
     if turn.errors:
-        found = ", ".join(error.kind for error in turn.errors)
-        return Stopped("error", f"The model wrote a damaged tool call: {found}.", tokens, seconds)
-    return Stopped("answer", "", tokens, seconds)
+        return "damaged call"
+    return None if turn.content.strip() else "thinking only"
 
 
-def _answer(asked: ParsedCall, tools: Mapping[str, Tool]) -> Outcome:
-    if asked.name not in tools:
-        known = ", ".join(tools) or "none"
-        return Outcome(f"error: unknown tool {asked.name}; known tools: {known}", ok=False)
-    return call(tools[asked.name], asked.arguments)
+def _told(why: str | None, turn: Turn) -> str:
+    match why:
+        case None:
+            return ""
+        case "damaged call":
+            return f"The model wrote a damaged tool call: {_problems(turn)}."
+    return "The model ended its turn after thinking, without an answer."
+
+
+def _problems(turn: Turn) -> str:
+    return ", ".join(dict.fromkeys(error.kind for error in turn.errors))

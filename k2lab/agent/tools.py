@@ -1,8 +1,9 @@
 """Tools a model may call: a name, a JSON Schema and a Python function.
 
 A tool is described to the model with `declare` and run with `call`, which turns every failure
-into text that the model gets to read. What is not covered: permissions, timeouts and isolation;
-a tool runs in this process with all the rights of this process.
+into text that the model gets to read. What is not covered: threads, timeouts and retries
+(`calling.py`), permissions (`policy.py`) and isolation (`sandbox.py`); a tool runs in this process
+with all the rights of this process.
 Sources: JSON Schema Draft 2020-12; the OpenAI form of tool declarations.
 """
 
@@ -11,8 +12,8 @@ import json
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -23,9 +24,10 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
+    overload,
 )
 
-from k2lab.errors import K2LabError, ToolError
+from k2lab.errors import InputError, K2LabError, ToolError
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
@@ -38,6 +40,12 @@ SCALARS: Mapping[type, str] = types.MappingProxyType(
 )
 
 
+Effect = Literal["reads", "repeatable", "writes"]
+"""What a call does to the world: nothing; the same however often it is made; or more each time."""
+
+TIMEOUT = 60.0  # seconds for one attempt, unless the tool says otherwise
+
+
 class _Derived(dict[str, Any]):
     """A schema made from annotations: valid by construction.
 
@@ -47,12 +55,20 @@ class _Derived(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call; `parameters` is the JSON Schema of its arguments object."""
+    """A function the model may call; `parameters` is the JSON Schema of its arguments object.
+
+    What is not said is taken for the worse: that a call changes the world, so that it is never
+    made twice, and that its result holds somebody else's words.
+    """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
     function: Callable[..., object]
+    effect: Effect = field(default="writes", kw_only=True)
+    trusted: bool = field(default=False, kw_only=True)  # no outsider can put words in its results
+    timeout: float = field(default=TIMEOUT, kw_only=True)  # seconds for one attempt
+    cost: float = field(default=0.0, kw_only=True)  # of one call, in the unit of `Budget.cost`
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -73,6 +89,13 @@ class Tool:
                 expected='A JSON Schema with "type": "object".',
                 mend="List the arguments under properties of one object.",
             )
+        if self.effect not in get_args(Effect) or not self.timeout > 0 or not self.cost >= 0:
+            raise ToolError(
+                f"The tool {self.name!r} has the effect {self.effect!r}, the timeout "
+                f"{self.timeout} and the cost {self.cost}.",
+                expected=f"An effect of {', '.join(get_args(Effect))}, seconds, and no refund.",
+                mend="Correct what stands in `tool(…)`.",
+            )
         problem = _schema_problem(self.parameters)
         if problem:
             raise ToolError(
@@ -90,12 +113,21 @@ class Outcome:
     ok: bool
 
 
-def tool(function: Callable[..., object]) -> Tool:
+@overload
+def tool(function: Callable[..., object], **habits: Any) -> Tool: ...
+@overload
+def tool(**habits: Any) -> Callable[[Callable[..., object]], Tool]: ...
+def tool(
+    function: Callable[..., object] | None = None, **habits: Any
+) -> Tool | Callable[[Callable[..., object]], Tool]:
     """A `Tool` from a function: its name, its docstring, and a schema from its annotations.
 
     Understood: str, int, float, bool, None, list[T], Literal, unions, defaults, and
-    `Annotated[T, "meaning"]` for the description of one argument.
+    `Annotated[T, "meaning"]` for the description of one argument. `@tool(effect="reads")` and the
+    like say what a `Tool` should know beyond that.
     """
+    if function is None:
+        return partial(tool, **habits)
     name = getattr(function, "__name__", "")
     if inspect.iscoroutinefunction(function):
         raise ToolError(
@@ -129,7 +161,7 @@ def tool(function: Callable[..., object]) -> Tool:
         type="object", properties=properties, required=required, additionalProperties=False
     )
     description = inspect.cleandoc(function.__doc__ or "")
-    return Tool(name, description, parameters, function)
+    return Tool(name, description, parameters, function, **habits)
 
 
 def call(tool: Tool, arguments_text: str) -> Outcome:
@@ -138,23 +170,47 @@ def call(tool: Tool, arguments_text: str) -> Outcome:
     The text of a failure starts with `error: `. A result that is not a string is written as JSON.
     """
     try:
-        arguments = json.loads(arguments_text, parse_constant=_no_constant)
+        return perform(tool, read_arguments(tool, arguments_text))
+    except K2LabError as error:
+        return Outcome(f"error: {error.found}", ok=False)
+    except Exception as error:  # noqa: BLE001 - whatever a tool raises, the model gets to read
+        return Outcome(f"error: {str(error) or type(error).__name__}", ok=False)
+
+
+def perform(tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
+    """The outcome of the function itself; raises what it raises."""
+    result = tool.function(**arguments)
+    content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    return Outcome(content, ok=True)
+
+
+def read_arguments(tool: Tool, text: str) -> dict[str, Any]:
+    """The arguments that a text holds; an InputError unless they are JSON of the tool's schema.
+
+    Refused too: a key twice, since programs differ in which they take, and NaN.
+    """
+    try:
+        arguments = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        return Outcome(f"error: the arguments are not JSON: {error}", ok=False)
+        raise _unfit(f"the arguments are not JSON: {error}", tool) from error
+    if not isinstance(arguments, dict):
+        raise _unfit(f"wrong arguments: {text[:40]} is not an object", tool)
     from jsonschema.exceptions import best_match
 
     problem = best_match(_validator(_canonical(tool.parameters)).iter_errors(arguments))
     if problem is not None:
         where = "".join(f" at {step!r}" for step in problem.absolute_path)
-        return Outcome(f"error: wrong arguments{where}: {problem.message}", ok=False)
+        raise _unfit(f"wrong arguments{where}: {problem.message}", tool)
+    return arguments
+
+
+def canonical_arguments(text: str) -> str:
+    """The arguments as JSON with sorted keys and no spaces; text that is not JSON as it stands."""
     try:
-        result = tool.function(**arguments)
-        content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-    except K2LabError as error:
-        return Outcome(f"error: {error.found}", ok=False)
-    except Exception as error:  # noqa: BLE001 - whatever a tool raises, the model gets to read
-        return Outcome(f"error: {str(error) or type(error).__name__}", ok=False)
-    return Outcome(content, ok=True)
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def declare(tools: Iterable[Tool]) -> list[dict[str, Any]]:
@@ -237,3 +293,18 @@ def _validator(schema_text: str) -> "Draft202012Validator":
 
 def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _unfit(found: str, tool: Tool) -> InputError:
+    return InputError(
+        found,
+        expected=f"JSON that fits the parameters of the tool {tool.name}.",
+        mend="Write the call again.",
+    )

@@ -15,8 +15,9 @@ from k2lab.text.messages import Kind as Kind  # re-exported: the kind of a token
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """The kinds in the order of their codes in traces and frames (`marker` is 0)."""
 
-Reason = Literal["answer", "length", "stopped", "budget", "error"]
-"""Why a run ended: a final answer, the token limit, the person, a step budget, or an error."""
+Reason = Literal["answer", "length", "stopped", "budget", "loop", "error"]
+"""Why a run ended: a final answer, the token limit, the person, a budget, going round in circles,
+or an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Routed:
     experts: np.ndarray  # uint16 [token, layer, slot], rank order: the strongest choice first
     weights: np.ndarray  # uint8 [token, layer, slot], mixing weight / routed_scaling_factor × 255
     margin: np.ndarray  # float16 [token, layer], choice score of the last chosen − first not chosen
+    seconds: float = 0.0  # that recording this took
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Captured:
     heads: tuple[int, ...]  # of the queries' head axis
     layers: dict[str, tuple[int, ...]]  # the layers of the second axis
     arrays: dict[str, np.ndarray]  # [token, layer, …]; bfloat16 as its bits, uint16
+    seconds: float = 0.0  # that recording this took
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,52 @@ class Misread:
 
 
 @dataclass(frozen=True, slots=True)
+class Nudged:
+    """A turn that was neither an answer nor a call; the model gets to read why it was asked on."""
+
+    why: Literal["thinking only", "damaged call"]
+    text: str  # what the model reads
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """Something failed in passing and is tried again: a call by its key, or a `turn`."""
+
+    key: str
+    attempt: int  # the one that begins, from 2
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The same calls had the same results again, and what was done about it."""
+
+    times: int
+    response: Literal["warned", "urged", "tools withdrawn", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalAsked:
+    """A call waits for a person. `digest` stands for the run, the step, the tool, the arguments."""
+
+    key: str
+    name: str
+    arguments: str  # canonical JSON: what the person sees is what would be run
+    digest: str
+    why: str  # the policy's reason to ask
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalGiven:
+    """Somebody decided about a call that waited."""
+
+    key: str
+    digest: str
+    allowed: bool
+    by: str  # who decided, or why nobody did
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """A turn ended without tool calls: the answer and the thinking that led to it."""
 
@@ -151,6 +200,11 @@ Event = (
     | ToolAsked
     | ToolAnswered
     | Misread
+    | Nudged
+    | Retried
+    | Repeated
+    | ApprovalAsked
+    | ApprovalGiven
     | Answered
     | Stopped
 )

@@ -40,6 +40,11 @@ class Control:
 
     def pause(self) -> None:
         """Wait at the next layer or token."""
+    @property
+    def stopped(self) -> bool:
+        """Whether the person pressed Stop."""
+        return self._stopped
+
         self._set(held=True, unit=None)
 
     def resume(self) -> None:

@@ -1,5 +1,7 @@
 """The loop of thinking and calling, with a network that follows a script."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -7,19 +9,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from k2lab.agent.budget import Budget
+from k2lab.agent.calling import cancellation
 from k2lab.agent.loop import Mind, converse
+from k2lab.agent.terms import Approval, Decision, Request, Terms
 from k2lab.agent.tools import Tool, tool
 from k2lab.engine.events import (
     Answered,
+    ApprovalAsked,
+    ApprovalGiven,
     Event,
     Misread,
+    Nudged,
     PromptRead,
+    Repeated,
     Stopped,
     TokenChosen,
     ToolAnswered,
     ToolAsked,
 )
 from k2lab.engine.generate import Settings
+from k2lab.engine.session import Halted
 from k2lab.errors import InputError, ToolError
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2Config
@@ -272,13 +282,42 @@ def test_markers_in_a_result_stay_text(play: Play) -> None:
 
 def test_a_call_that_breaks_off_is_never_run(play: Play) -> None:
     begun = "<|tool_calls_section_begin|><|tool_call_begin|>functions.add:0"
-    events = play(f'Wait.{begun}<|tool_call_argument_begin|>{{"a": 1, "b": 2{END}')
+    broken = f'Wait.{begun}<|tool_call_argument_begin|>{{"a": 1, "b": 2{END}'
+    events = play(broken, broken, broken)
     assert not only(events, ToolAsked)
+    assert [each.why for each in only(events, Nudged)] == ["damaged call"] * 2
     last = events[-1]
     assert isinstance(last, Stopped)
     assert last.reason == "error"
     assert "truncated" in last.detail
     assert only(events, Answered)[0].content == "Wait."
+
+
+def test_a_damaged_call_may_be_written_again(play: Play) -> None:
+    broken = sum_of(2, 3).partition("}")[0] + END
+    events = play(broken, f"{sum_of(2, 3)}{END}", f"5{END}")
+    assert "was not made. Write it again." in play.results()
+    assert [each.content for each in only(events, ToolAnswered)] == ["5"]
+    assert events[-1].reason == "answer"
+
+
+def test_a_turn_of_thinking_only_is_asked_on_and_ends_as_an_error(play: Play) -> None:
+    silent = f"<think>Hm.</think>{END}"
+    events = play(silent, silent, f"Four.{END}")
+    assert [each.why for each in only(events, Nudged)] == ["thinking only"] * 2
+    assert "Call a tool, or write the answer." in play.results()
+    assert [each.content for each in only(events, Answered)] == ["Four."]
+    assert events[-1].reason == "answer"
+    events = play(silent, silent, silent)
+    assert len(only(events, Nudged)) == 2
+    assert (events[-1].reason, only(events, Answered)[0].reasoning) == ("error", "Hm.")
+
+
+def test_nudges_are_counted_anew_after_a_call(play: Play) -> None:
+    silent, call = f"<think>Hm.</think>{END}", f"{sum_of(1, 1)}{END}"
+    events = play(silent, silent, call, silent, silent, f"2{END}")
+    assert len(only(events, Nudged)) == 4
+    assert events[-1].reason == "answer"
 
 
 def test_a_marker_spelt_by_ordinary_tokens_calls_nothing(play: Play) -> None:
@@ -316,7 +355,7 @@ def test_a_limit_inside_a_call_runs_nothing(play: Play) -> None:
 
 def test_the_step_budget_ends_a_model_that_never_answers(play: Play) -> None:
     call = sum_of(1, 1)
-    events = play(*[f"{call}{END}"] * 5, max_steps=3)
+    events = play(*[f"{call}{END}"] * 5, terms=Terms(budget=Budget(steps=3)))
     assert len(only(events, ToolAnswered)) == 3
     last = events[-1]
     assert isinstance(last, Stopped)
@@ -373,6 +412,169 @@ def test_tools_are_declared_unless_the_checkpoint_knows_its_own(
     play(f"ok{END}")
     assert '"name":"add"' not in play.results()
     assert "You are Kimi" not in play.results()
+
+
+def test_the_same_calls_with_the_same_results_end_the_run_step_by_step(play: Play) -> None:
+    events = play(*[f"<think>Again.</think>{sum_of(1, 1)}{END}"] * 12)
+    assert [(each.times, each.response) for each in only(events, Repeated)] == [
+        (3, "warned"),
+        (5, "urged"),
+        (8, "tools withdrawn"),
+        (12, "ended"),
+    ]
+    answers = [each.ok for each in only(events, ToolAnswered)]
+    assert answers == [True] * 8 + [False] * 4  # withdrawn: asked for, not made
+    assert "Stop repeating: these calls were made 5 times" in play.results()
+    assert events[-1].reason == "loop"
+
+
+def test_three_hundred_polls_with_changing_results_are_no_loop(
+    tiny_config: Configs, tiny_tokenizer: Tokenizer
+) -> None:
+    play, polls = (
+        Play(tiny_config(max_position_embeddings=60_000), tiny_tokenizer),
+        iter(range(300)),
+    )
+
+    @tool(effect="reads")
+    def poll() -> str:
+        """How far it is."""
+        return f"{next(polls)} of 300"
+
+    turn = f"<think>Wait.</think>{called(('poll', '0', '{}'))}{END}"
+    events = play(*[turn] * 300, f"done{END}", tools=[poll], max_tokens=60_000)
+    assert not only(events, Repeated)
+    assert events[-1].reason == "answer"
+
+
+def test_equal_numbers_from_a_queue_are_no_loop_while_the_thought_moves_on(play: Play) -> None:
+    @tool
+    def take() -> str:
+        """The next number."""
+        return "7"
+
+    turns = [f"<think>{7 * n}.</think>{called(('take', '0', '{}'))}{END}" for n in range(13)]
+    events = play(*turns, f"91{END}", tools=[take])
+    assert not only(events, Repeated)
+    assert events[-1].reason == "answer"
+
+
+@pytest.mark.parametrize(
+    ("budget", "detail"),
+    [
+        (Budget(tokens=20), "20 tokens"),
+        (Budget(cost=2.5), "0.5 are left"),
+        (Budget(seconds=0.0), "0 seconds"),
+    ],
+)
+def test_each_budget_ends_the_run_and_says_which(budget: Budget, detail: str, play: Play) -> None:
+    made: list[int] = []
+
+    @tool(cost=1.0)
+    def pay(n: int) -> str:
+        """Costs something."""
+        made.append(n)
+        return "ok"
+
+    turns = [called(("pay", str(n), f'{{"n":{n}}}')) + END for n in range(5)]
+    events = play(*turns, tools=[pay], terms=Terms(budget=budget))
+    last = events[-1]
+    assert (last.reason, detail in last.detail) == ("budget", True)
+    assert len(made) <= 2 and last.tokens <= (budget.tokens or last.tokens)
+
+
+def test_a_budget_of_seconds_ends_the_waiting_for_a_tool(play: Play) -> None:
+    @tool
+    def sleep() -> str:
+        """Takes its time."""
+        time.sleep(30)
+        return "late"
+
+    began = time.perf_counter()
+    turn = f"{called(('sleep', '0', '{}'))}{END}"
+    events = play(turn, tools=[sleep], terms=Terms(budget=Budget(seconds=0.3)))
+    assert events[-1].reason == "budget"
+    assert time.perf_counter() - began < 5
+
+
+def test_stop_ends_the_waiting_for_a_tool_within_200_ms(play: Play) -> None:
+    began, pressed = threading.Event(), threading.Event()
+    times: list[float] = []
+
+    @tool
+    def sleep() -> str:
+        """Takes its time, and looks whether somebody still waits."""
+        began.set()
+        times.append(float(cancellation().wait(30)))
+        return "late"
+
+    def press() -> None:
+        began.wait(20)
+        times.append(time.perf_counter())
+        pressed.set()
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    turn = f"{called(('sleep', '0', '{}'))}{END}"
+    with pytest.raises(Halted):
+        play(turn, tools=[sleep], terms=Terms(halted=pressed.is_set))
+    assert time.perf_counter() - times[0] < 0.2
+    presser.join()
+    deadline = time.monotonic() + 5
+    while len(times) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert times[1] == 1.0  # the tool was told, too
+
+
+class Careful:
+    """A guard that asks about everything and keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.made_under: list[Decision] = []
+        self.read: list[str] = []
+
+    def decide(self, request: Request) -> Decision:
+        return Decision("ask", "careful")
+
+    def made(self, request: Request, decision: Decision) -> None:
+        self.made_under.append(decision)
+
+    def answered(self, key: str, tool: Tool, outcome: Any) -> None:
+        self.read.append(outcome.content)
+
+
+def test_a_call_is_made_only_with_an_approval_of_this_very_call(play: Play) -> None:
+    given: list[Approval] = []
+
+    def once(request: Request, why: str) -> Approval:
+        """Approves the first call, and gives the same word again for every other."""
+        if not given:
+            given.append(Approval(request.digest, allowed=True, by="Ada"))
+        return given[0]
+
+    guard, call = Careful(), f"{sum_of(2, 3)}{END}"  # the same wire id and arguments twice
+    events = play(call, call, f"5{END}", terms=Terms(guard=guard, approver=once))
+    asked, decided = only(events, ApprovalAsked), only(events, ApprovalGiven)
+    assert [each.allowed for each in decided] == [True, False]
+    assert asked[0].arguments == '{"a":2,"b":3}' and asked[0].digest != asked[1].digest
+    first, second = only(events, ToolAnswered)
+    assert (first.content, second.ok) == ("5", False)
+    assert "given for another call" in second.content
+    assert guard.read == [first.content, second.content]
+    assert len(guard.made_under) == 1
+
+
+@pytest.mark.parametrize("approver", ["nobody", "no", "fails"])
+def test_without_a_yes_a_call_is_not_made(approver: str, play: Play) -> None:
+    def no(request: Request, why: str) -> Approval:
+        if approver == "fails":
+            raise RuntimeError("the line is dead")
+        return Approval(request.digest, allowed=False, by="Ada")
+
+    options = {} if approver == "nobody" else {"approver": no}
+    events = play(f"{sum_of(2, 3)}{END}", f"no{END}", terms=Terms(guard=Careful(), **options))
+    (answered,) = only(events, ToolAnswered)
+    assert not answered.ok and answered.content.startswith("error: not allowed: ")
 
 
 def test_nonsense_messages_are_refused(play: Play) -> None:
