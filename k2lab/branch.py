@@ -5,6 +5,7 @@ asked for by its id or its name can be a special one.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from k2lab.agent.tools import Tool, call
 from k2lab.engine.events import KINDS, Captured, Event, PromptRead, Routed
@@ -21,21 +22,24 @@ Token = int | str | Sequence[int]
 def beyond(trace: Trace, event: Event) -> Event | None:
     """The event without what the trace holds already; None if that is all of it."""
     match event:
-        case PromptRead(start, ids, texts, kinds, seconds):
+        case PromptRead(start, ids, texts, kinds):
             new = max(0, len(trace) - start)
             if new == len(ids):
                 return None
-            return PromptRead(start + new, ids[new:], texts[new:], kinds[new:], seconds)
+            return replace(
+                event, start=start + new, ids=ids[new:], texts=texts[new:], kinds=kinds[new:]
+            )
         case Routed(start, experts, weights, margin):
             new = max(0, trace.routed - start)
             if new == len(experts):
                 return None
-            return Routed(start + new, experts[new:], weights[new:], margin[new:])
-        case Captured(start, heads, layers, arrays):
+            rest = experts[new:], weights[new:], margin[new:]
+            return Routed(start + new, *rest, event.seconds)
+        case Captured(start, arrays=arrays):
             new = max(0, trace.captured.stop - start)
-            cut = {name: values[new:] for name, values in arrays.items()}
-            left = any(len(values) for values in cut.values())
-            return Captured(start + new, heads, layers, cut) if left else None
+            kept = {name: values[new:] for name, values in arrays.items()}
+            left = any(len(values) for values in kept.values())
+            return replace(event, start=start + new, arrays=kept) if left else None
     return event
 
 

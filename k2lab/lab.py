@@ -35,9 +35,10 @@ from k2lab.model.load import Placement, Places, load_model
 from k2lab.recipe import Conversation, Recipe, Source, messages_of
 from k2lab.run import LabRun
 from k2lab.spec.config import K2Config
+from k2lab.spec.costs import cache_bytes_per_token, multi_head_bytes_per_token
 from k2lab.spec.sites import Tap
 from k2lab.text.tokenizer import Tokenizer
-from k2lab.trace.trace import About
+from k2lab.trace.trace import About, Facts
 from k2lab.weights.store import WeightStore
 from k2lab.world.tools import World
 
@@ -171,15 +172,15 @@ class Lab:
         max_tokens: int = MAX_TOKENS,
         tap: Tap = untouched,
         capture: Level | str = ROUTE,
-        store: "Store | None" = None,
         budget: Budget | None = None,
+        store: "Store | None" = None,
     ) -> "LabRun":
         """The same run in a worker thread: returns at once, shows itself live in a notebook.
 
         Its widgets are new, or those around `store`, which then shows this run. `capture` says how
         much is recorded: "off", "route", "scores", "attention", "residual", "full", or a `Level`.
-        """
         `budget` ends the run after so many turns, tokens or seconds, or so much cost of calls.
+        """
         recipe = Recipe(
             conversation=conversation,
             tools=None if tools is None else tuple(tools),
@@ -188,8 +189,8 @@ class Lab:
             edits=self.edits,
             tap=tap,
             capture=level_of(capture),
-        )
             budget=budget or Budget(),
+        )
         run = LabRun(self, recipe).begin()
         self.latest = run
         return run if store is None else run.show_in(store)
@@ -230,6 +231,18 @@ class Lab:
             slots=config.num_experts_per_tok,
             scaling=config.routed_scaling_factor,
             vocab=config.vocab_size,
+        )
+
+    def facts(self, capture: Level) -> Facts:
+        """Where the numbers of this lab's traces come from."""
+        config, dtype = self.config, self.dtype
+        item = torch.finfo(getattr(torch, dtype)).bits // 8
+        return Facts(
+            engine=f"k2lab on {self.model.device}",
+            dtype=dtype,
+            capture=str(capture),
+            latent_bytes=cache_bytes_per_token(config, item_bytes=item),
+            multi_head_bytes=multi_head_bytes_per_token(config, item_bytes=item),
         )
 
     def _converse(

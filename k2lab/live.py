@@ -18,36 +18,26 @@ from k2lab.engine.events import KINDS
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain
 from k2lab.errors import InputError
-from k2lab.spec.config import K2Config
 from k2lab.spec.sites import Tap
 from k2lab.trace.trace import Trace
 from k2lab.widgets.details import CapturedDetails, Detail
-from k2lab.widgets.store import Facts, Store
+from k2lab.widgets.page import write
+from k2lab.widgets.source import code_of
+from k2lab.widgets.store import Store
 
 if TYPE_CHECKING:
     from k2lab.run import LabRun
 
 LONGEST_REPLAY = 8192  # tokens; a longer prefix would keep the engine busy for too long
-BYTES = {"float32": 4, "float64": 8}  # of a cached value; others have 2
 
 Message = Mapping[str, Any]
 
 
 def store_of(run: "LabRun") -> Store:
     """A store that shows the run and answers for it."""
-    lab = run.lab
-    latent, full = cache_bytes(lab.config, lab.dtype)
-    facts = Facts(
-        engine=f"k2lab {lab.name} on {lab.model.device}",
-        dtype=lab.dtype,
-        capture=str(run.recipe.capture),
-        latent_bytes=latent,
-        multi_head_bytes=full,
-    )
     page = Page()
     store = Store(
         run,
-        facts=facts,
         on_ask=page.ask,
         details=LiveDetails(page.run),
         actions={
@@ -86,9 +76,20 @@ class Page:
 
     def export(self, _: Message) -> Message:
         """The page as one HTML file in the kernel's folder."""
-        path = free_path(self.run(), ".html")
-        self.run().trace.to_html(path)
+        run, path = self.run(), free_path(self.run(), ".html")
+        write(run.trace, path, code=code_of(run), details=self._looked_at())
         return {"text": f"Written as {path.name}."}
+
+    def _looked_at(self) -> dict[str, Detail]:
+        """Scores and attention of the pinned token, else of the last one: the page has no model."""
+        store, trace = self.store, self.run().trace
+        token = store.pin[0] if 0 <= store.pin[0] < trace.routed else trace.routed - 1
+        if token < 0:
+            return {}
+        found = {f"route:{token}:-1": store.details.route(trace, token)}
+        for layer in range(trace.about.layers):
+            found[f"attention:{token}:{layer}"] = store.details.attention(trace, token, layer)
+        return found
 
     def branch(self, message: Message) -> Message:
         """Another run from a token on, beside this one."""
@@ -145,7 +146,7 @@ class Page:
         if run is self.store.source:
             return self.store
         if run not in self._panes:
-            self._panes[run] = Store(run, facts=self.store.facts)
+            self._panes[run] = Store(run)
         return self._panes[run]
 
 
@@ -186,14 +187,6 @@ class LiveDetails:
         kinds = [KINDS[code] for code in trace.kinds[: token + 1].tolist()]
         surgery = Surgery(recipe.edits, run.lab.config)
         return chain(recipe.tap, surgery.tap(0, kinds, token + 1))
-
-
-def cache_bytes(config: K2Config, dtype: str) -> tuple[int, int]:
-    """Bytes per token in all layers: of the latent cache, and of all heads' keys and values."""
-    item, layers = BYTES.get(dtype, 2), config.num_hidden_layers
-    latent = config.kv_lora_rank + config.qk_rope_head_dim
-    full = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
-    return latent * item * layers, full * item * layers
 
 
 def family(run: "LabRun") -> "list[LabRun]":

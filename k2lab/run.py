@@ -44,11 +44,15 @@ from k2lab.trace.trace import Trace
 if TYPE_CHECKING:
     from k2lab.lab import Lab
     from k2lab.model.cache import LatentCache
+    from k2lab.widgets.attention import AttentionCache
     from k2lab.widgets.base import Column
+    from k2lab.widgets.compare import CompareBranch
     from k2lab.widgets.dashboard import Dashboard
     from k2lab.widgets.experts import ExpertMap
+    from k2lab.widgets.lens import RouteLens
     from k2lab.widgets.store import Store
     from k2lab.widgets.thoughts import ThoughtStream
+    from k2lab.widgets.timeline import Timeline
 
 
 class LabRun(Run):
@@ -61,6 +65,7 @@ class LabRun(Run):
         trace = parent.trace.fork(at) if parent else Trace(lab.about)
         if parent:  # calls of the turn that goes on are asked again when it ends
             trace.calls = [each for each in trace.calls if each.index < self.turns[-1]]
+        trace.facts = lab.facts(recipe.capture)
         super().__init__(trace, Control())
         self.lab, self.recipe, self.parent = lab, recipe, parent
         self.children: list[LabRun] = []
@@ -210,6 +215,30 @@ class LabRun(Run):
         from k2lab.widgets.experts import ExpertMap
 
         return ExpertMap(self.store)
+
+    def routes(self) -> "RouteLens":
+        """Why one token went to its experts, and edits of that."""
+        from k2lab.widgets.lens import RouteLens
+
+        return RouteLens(self.store)
+
+    def attention(self) -> "AttentionCache":
+        """What the heads read at a token, and what the cache costs."""
+        from k2lab.widgets.attention import AttentionCache
+
+        return AttentionCache(self.store)
+
+    def timeline(self) -> "Timeline":
+        """Parts, tool calls, time and memory on one axis."""
+        from k2lab.widgets.timeline import Timeline
+
+        return Timeline(self.store)
+
+    def branches(self, other: "LabRun | None" = None) -> "CompareBranch":
+        """The tree of runs, two of them side by side: this one and `other`, or a chosen one."""
+        from k2lab.widgets.compare import CompareBranch
+
+        return CompareBranch(self.store, None if other is None else other.store)
 
     def dashboard(self) -> "Dashboard":
         """All views of this run on one page."""

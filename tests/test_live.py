@@ -7,7 +7,7 @@ import pytest
 
 import k2lab
 from k2lab.errors import K2LabError
-from k2lab.live import LiveDetails, Page, cache_bytes, family, store_of
+from k2lab.live import LiveDetails, Page, family, store_of
 from k2lab.widgets.store import Store
 
 
@@ -28,9 +28,14 @@ def page(run):
     return page
 
 
-def test_cache_costs_are_those_of_the_geometry(lab):
-    latent, full = cache_bytes(lab.config, "bfloat16")
-    assert (latent, full) == ((64 + 32) * 2 * 6, 6 * (64 + lab.config.v_head_dim) * 2 * 6)
+def test_a_trace_says_where_its_numbers_come_from(lab, run):
+    facts = run.trace.facts
+    item = {"float32": 4, "bfloat16": 2}[facts.dtype]
+    assert facts.engine == "k2lab on cpu" and facts.capture == "route"
+    assert facts.latent_bytes == (64 + 32) * item * 6
+    assert facts.multi_head_bytes == 6 * (64 + lab.config.v_head_dim) * item * 6
+    assert run.store.facts == facts and 0 < run.store.status["capture_share"] < 1
+    assert run.store.status["capture_bytes"] == 5 * (8 * 3 + 2)
 
 
 def test_details_are_computed_again_and_say_so(run):

@@ -33,6 +33,17 @@ export function ramp(name, dark = false) {
 /** @type {Map<string, Uint8Array>} */
 const ramps = new Map();
 
+/**
+ * A ramp for marks on the page: it runs away from the background, so that what is high stands out.
+ * @param {string} name @param {boolean} dark whether the page is
+ */
+export function rampOn(name, dark) {
+  const colours = ramp(name), key = `${name}|on`;
+  if (dark) return colours;
+  if (!ramps.has(key)) ramps.set(key, Uint8Array.from(colours, (_, i) => colours[765 - 3 * Math.floor(i / 3) + (i % 3)]));
+  return /** @type {Uint8Array} */ (ramps.get(key));
+}
+
 /** CSS colour of a value 0 … 1 in a ramp. @param {Uint8Array} colours @param {number} value */
 export function css(colours, value, opacity = 1) {
   const i = Math.round(clamp(value, 0, 1) * 255) * 3;

@@ -1,4 +1,5 @@
 import { button, choice, copyText, el, toggle } from "./_kit.js";
+import { percent } from "./_numbers.js";
 
 /**
  * What stands above and below a view: the run's state and origin, its controls, a box for questions.
@@ -74,25 +75,34 @@ export function statusParts(status, about, tokens) {
   const state = status.reason ? `${name}: ${words[status.reason] ?? status.reason}` : name;
   const facts = [about.model, `${tokens.toLocaleString("en-GB")} tokens`];
   if (status.speed > 0) facts.push(`${status.speed < 10 ? status.speed.toFixed(1) : Math.round(status.speed)} tokens/s`);
-  facts.push(status.engine, status.dtype, status.capture && `capture: ${status.capture}`);
+  facts.push(status.engine, status.dtype, captureWords(status));
   return { state, facts: facts.filter(Boolean).join(" · ") };
 }
 
-/** Stop, pause, step. @param {any} store @param {AbortSignal} signal */
+/** The capture level and what it costs. @param {any} status */
+export function captureWords({ capture, capture_bytes: bytes, capture_share: share }) {
+  if (!capture) return "";
+  const size = bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : bytes >= 1e3 ? `${(bytes / 1e3).toFixed(1)} kB` : `${Math.round(bytes)} B`;
+  return `capture: ${capture}${bytes ? `, ${size} per token${share ? ` and ${percent(share)} of the time` : ""}` : ""}`;
+}
+
+/** Stop, pause, step, slow down. @param {any} store @param {AbortSignal} signal */
 export function controls(store, signal) {
   const send = (message) => () => store.send(message);
   const stop = button("Stop", send({ type: "stop" }), signal);
   const pause = button("Pause", () => store.send({ type: store.get("status")?.state === "paused" ? "resume" : "pause" }), signal);
   const token = button("Step token", send({ type: "step", unit: "token" }), signal);
   const layer = button("Step layer", send({ type: "step", unit: "layer" }), signal);
+  const pace = choice("Speed", [["0", "full speed"], ["20", "20/s"], ["5", "5/s"], ["1", "1/s"]], "0", (rate) => store.send({ type: "pace", rate: Number(rate) }), signal);
   const write = () => {
     const { state, controls: live } = store.get("status") ?? {}, paused = state === "paused";
+    if (!live) pace.querySelector("select").value = "0";
     group.hidden = !live; // what has ended cannot be controlled
     pause.textContent = paused ? "Resume" : "Pause";
-    for (const node of [stop, pause]) node.disabled = !live;
+    for (const node of [stop, pause, pace.querySelector("select")]) node.disabled = !live;
     for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
   };
-  const group = el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer);
+  const group = el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer, pace);
   store.listen(write, signal);
   write();
   return group;

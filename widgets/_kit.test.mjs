@@ -57,6 +57,9 @@ test("unpack copies from views at odd offsets, and refuses damaged frames", () =
 test("ramps run from their first to their last colour", () => {
   assert.equal(kit.css(kit.ramp("cividis"), 0), "rgba(0,34,78,1.00)");
   assert.equal(kit.css(kit.ramp("cividis"), 9), "rgba(254,232,56,1.00)");
+  const [onLight, onDark] = [kit.rampOn("cividis", false), kit.rampOn("cividis", true)]; // high is far from the background
+  assert.deepEqual([kit.css(onLight, 1), kit.css(onDark, 1)], [kit.css(kit.ramp("cividis"), 0), kit.css(kit.ramp("cividis"), 1)]);
+  assert.equal(kit.css(kit.ramp("cividis"), 0), "rgba(0,34,78,1.00)", "the ramp itself stays as it is");
   const [left, middle, right] = [0, 0.5, 1].map((value) => kit.css(kit.ramp("diverging"), value));
   assert.match(left, /^rgba\(10,74,144/); // blue
   assert.match(middle, /^rgba\(24[34],24[34],2[34]\d/); // neutral
@@ -66,6 +69,7 @@ test("ramps run from their first to their last colour", () => {
 test("numbers are written as people read them", () => {
   assert.deepEqual([0, 0.004, 0.256, 1].map(kit.percent), ["0 %", "0.4 %", "26 %", "100 %"]);
   assert.equal(kit.percent(NaN), "–");
+  assert.deepEqual([0, 0.0004, 0.9996, 1].map(kit.percent), ["0 %", "< 0.1 %", "99.9 %", "100 %"]);
   assert.equal(kit.decimal(1.005, 1), "1.0");
   assert.ok(kit.isDark("rgb(17, 17, 17)") && !kit.isDark("rgb(255, 255, 255)"));
 });
@@ -114,8 +118,10 @@ test("edits are the kernel's JSON, add up, and can be said and written as code",
   assert.deepEqual(trays.withEdit(trays.withEdit(edits, lower), lower), [zero]);
   assert.deepEqual(edits.map(trays.editWords), ["L3: zero expert 17", "L3: bias +0.1 on expert 17, thinking only"]);
   assert.equal(trays.editWords({ do: "zero_heads", layer: 2, heads: [1], tokens: [4, 9] }), "L2: zero head 1, tokens 4 to 8");
-  assert.match(trays.editCode(edits), /lab\.edit\("layers\.3\.mlp\.router", bias=\{17: 0\.1\}, segment="thinking"\)/);
-  assert.equal(trays.editCode([]), "");
+  assert.equal(trays.editCode([], "run\n"), "");
+  const cell = trays.editCode(edits, "lab = k2lab.load()\nrun = lab.run('?').wait()\nbranch = run.branch(3).wait()\nbranch\n");
+  assert.match(cell, /branch\(3\)\.wait\(\)\nedits = \[\n {4}\{"do":"zero","layer":3,"experts":\[17\]\},\n[^]*print\(branch\.experiment\(edits\)\)/);
+  assert.match(cell, /treated = branch\.branch\(branch\.turns\[0\], edits=\[\*branch\.recipe\.edits, \*edits\]\)\.wait\(\)\nlab\.show\(treated\)\n$/);
 });
 
 test("steps within a row stay within it", () => {

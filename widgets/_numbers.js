@@ -29,6 +29,8 @@ export function clamp(value, low, high) { return Math.min(high, Math.max(low, va
 export function percent(share) {
   if (!Number.isFinite(share)) return "–";
   const value = share * 100;
+  if (value > 0 && value < 0.05) return "< 0.1 %";
+  if (value > 99.5 && value < 100) return `${Math.min(99.9, value).toFixed(1)} %`; // not yet certain
   return `${value >= 10 || value === 0 ? Math.round(value) : value.toFixed(1)} %`;
 }
 

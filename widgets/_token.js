@@ -20,6 +20,23 @@ export function tokenFacts(data, i) {
 }
 
 /**
+ * The text in view with its strips, each token where the page has it.
+ * @param {any} pen @param {HTMLElement} list of blocks @param {DOMRect} area that is seen
+ */
+export function paintText(pen, list, area) {
+  for (const node of list.querySelectorAll(".k2-token, .k2-letter, .k2-call-name, .k2-call-state, .k2-call-result pre")) {
+    const style = getComputedStyle(node), text = node.textContent ?? "";
+    const [first, ...rest] = [...node.getClientRects()].filter((box) => box.bottom > area.top && box.top < area.bottom);
+    if (!first || !text.trim()) continue;
+    const [x, y] = [first.left - area.left + 8, first.top - area.top + 8], strip = node instanceof HTMLElement ? node.style.getPropertyValue("--strip") : "";
+    pen.font = `${style.fontWeight >= "600" ? "bold " : ""}${style.fontSize} ${style.fontFamily}`;
+    pen.textAlign = "left"; pen.textBaseline = "middle"; pen.fillStyle = style.color;
+    pen.fillText(text.replace(/\n/g, " "), x + (node.matches(".k2-letter") ? 5 : 0), y + first.height / 2);
+    if (strip) for (const box of [first, ...rest]) { pen.fillStyle = strip; pen.fillRect(box.left - area.left + 8, box.bottom - area.top + 5, box.width, 3); }
+  }
+}
+
+/**
  * Alternatives of a token, near it. Pinned, in a live lab, each can be chosen instead.
  * @param {any} store @param {AbortSignal} signal
  */

@@ -15,6 +15,14 @@ export const DEEDS = {
   raise: { label: "Bias +", say: "bias", title: "Raise its choice score by 0.05", more: { amount: 0.05 } },
 };
 
+/** What can be done to an attention head. */
+export const HEAD_DEEDS = {
+  zero_heads: { label: "Zero head", say: "zero", title: "Drop this head's output before the output projection", more: {} },
+};
+
+/** The edit of a deed to a head. */
+export function headEdit(layer, head, scope = {}) { return { do: "zero_heads", layer, heads: [head], ...scope }; }
+
 /** The edit of a deed. @param {keyof DEEDS} deed @param {any} scope `tokens`, `segment` or nothing */
 export function editOf(deed, layer, expert, scope = {}) {
   const { more } = DEEDS[deed];
@@ -39,17 +47,24 @@ export function editWords(edit) {
   return `L${edit.layer}: ${what} ${whom}${when}`;
 }
 
-/** Python that applies the edits in a block. @param {any[]} edits */
-export function editCode(edits, question = "What is 3 * 14?") {
-  const lines = edits.map((edit) => {
-    const site = edit.heads ? `layers.${edit.layer}.self_attn` : `layers.${edit.layer}.mlp.router`;
-    const list = JSON.stringify(edit.experts ?? edit.heads ?? []);
-    const how = { zero: `ablate=${list}`, zero_heads: `ablate=${list}`, around: `around=${list}`, force: `force=${list}`, bias: `bias={${(edit.experts ?? []).map((one) => `${one}: ${edit.amount}`).join(", ")}}`, router: `rule=${JSON.stringify(edit.rule)}` }[edit.do];
-    const scope = (edit.tokens ? `, tokens=(${edit.tokens[0]}, ${edit.tokens[1]})` : "") + (edit.segment ? `, segment=${JSON.stringify(edit.segment)}` : "");
-    return `lab.edit(${JSON.stringify(site)}, ${how}${scope})`;
-  });
-  if (!lines.length) return "";
-  return `with ${lines.length > 1 ? `(\n    ${lines.join(",\n    ")},\n)` : lines[0]}:\n    run = lab.run(${JSON.stringify(question)}).wait()\nlab.show(run)\n`;
+/**
+ * The cell of Python that does what the tray does: the run, control and treatment, the run under edits.
+ * @param {any[]} edits @param {string} code the cell that makes the run; its last line names it
+ */
+export function editCode(edits, code) {
+  if (!edits.length) return "";
+  const lines = code.trimEnd().split("\n"), name = lines.pop() || "run";
+  return [...lines, `edits = [\n${edits.map((edit) => `    ${JSON.stringify(edit)},\n`).join("")}]`, `print(${name}.experiment(edits))`,
+    `treated = ${name}.branch(${name}.turns[0], edits=[*${name}.recipe.edits, *edits]).wait()`, "lab.show(treated)", ""].join("\n");
+}
+
+/** The expert in focus, for the tray. @param {any} store */
+export function expertOf(store) {
+  return {
+    deeds: DEEDS,
+    words: () => (store.get("layer") >= 0 && store.get("expert") >= 0 ? `L${store.get("layer")} expert ${store.get("expert")}` : ""),
+    edit: (deed, scope) => editOf(deed, store.get("layer"), store.get("expert"), scope),
+  };
 }
 
 /** For which tokens an edit acts: words and fields, from what is selected. */
@@ -69,18 +84,20 @@ export function outcomeWords(outcome) {
 }
 
 /**
- * The tray: deeds for the expert in focus, the edits so far, Run control + treatment, Copy as code.
- * @param {any} store @param {AbortSignal} signal @returns {{node: HTMLElement, write: () => void}}
+ * The tray: deeds for what is in focus, the edits so far, Run control + treatment, Copy as code.
+ * @param {any} store @param {AbortSignal} signal
+ * @param {{deeds: Record<string, any>, words: () => string, edit: (deed: any, scope: any) => any}} [whom] an expert unless given; no words: nothing in focus
+ * @returns {{node: HTMLElement, write: () => void}}
  */
-export function tray(store, signal) {
-  let scope = "all", waiting = false;
+export function tray(store, signal, whom = expertOf(store)) {
+  let scope = "", waiting = false;
   const target = el("span", { class: "k2-target" });
   const add = (deed) => {
-    const fields = scopes(store).find(([name]) => name === scope)?.[2] ?? {};
-    store.select({ edits: withEdit(store.get("edits") ?? [], editOf(deed, store.get("layer"), store.get("expert"), fields)) });
+    const fields = scopes(store).find(([name]) => name === (select?.value ?? "all"))?.[2] ?? {};
+    store.select({ edits: withEdit(store.get("edits") ?? [], whom.edit(deed, fields)) });
   };
-  const deeds = Object.entries(DEEDS).map(([deed, { label, title }]) => button(label, () => add(/** @type {any} */ (deed)), signal, { title }));
-  const where = choice("for", [["all", "all tokens"]], scope, (value) => { scope = value; }, signal);
+  const deeds = Object.entries(whom.deeds).map(([deed, { label, title }]) => button(label, () => add(/** @type {any} */ (deed)), signal, { title }));
+  const where = choice("for", [["all", "all tokens"]], "all", (value) => { scope = value; }, signal);
   const select = where.querySelector("select");
   const list = el("ul", { class: "k2-edits", "aria-label": "Edits" });
   const run = button("Run control + treatment", () => {
@@ -88,22 +105,21 @@ export function tray(store, signal) {
     store.send({ type: "treat", edits: store.get("edits") ?? [], at: store.pinned()[0] });
     write();
   }, signal, { class: "k2-button k2-strong" });
-  const copy = button("Copy as code", () => copyText(editCode(store.get("edits") ?? [], store.get("about")?.question), copy), signal);
+  const copy = button("Copy as code", () => copyText(editCode(store.get("edits") ?? [], store.get("code") ?? ""), copy), signal);
   const empty = button("Clear", () => store.select({ edits: [] }), signal);
   const report = el("p", { class: "k2-report", role: "status" });
   const node = el("div", { class: "k2-tray", role: "group", "aria-label": "Edits of the network" },
     el("div", { class: "k2-deeds" }, target, ...deeds), list, el("div", { class: "k2-deeds" }, where, run, copy, empty), report);
   let written = "";
   function write() {
-    const [layer, expert] = [store.get("layer"), store.get("expert")], edits = store.get("edits") ?? [], one = layer >= 0 && expert >= 0;
-    const words = one ? `L${layer} expert ${expert}` : "No expert yet";
-    if (target.textContent !== words) target.textContent = words;
-    for (const each of deeds) each.disabled = !one;
-    const known = scopes(store), key = JSON.stringify(known.map(([name, text]) => [name, text]));
+    const edits = store.get("edits") ?? [], words = whom.words();
+    if (target.textContent !== (words || "Nothing chosen yet")) target.textContent = words || "Nothing chosen yet";
+    for (const each of deeds) each.disabled = !words;
+    const known = scopes(store), usual = known.some(([name]) => name === store.get("segment")) ? store.get("segment") : "all";
+    const now = known.some(([name]) => name === scope) ? scope : usual, key = JSON.stringify([now, known.map(([name, text]) => [name, text])]);
     if (select && select.dataset.key !== key) {
       select.dataset.key = key;
-      if (!known.some(([name]) => name === scope)) scope = "all";
-      select.replaceChildren(...known.map(([value, text]) => el("option", { value, text, selected: value === scope })));
+      select.replaceChildren(...known.map(([value, text]) => el("option", { value, text, selected: value === now })));
     }
     const can = (store.get("status")?.can ?? []).includes("treat"), busy = ["running", "paused"].includes(store.get("status")?.state);
     if (waiting && store.outcome?.action === "treat") waiting = false;
@@ -113,9 +129,9 @@ export function tray(store, signal) {
     copy.disabled = empty.disabled = !edits.length;
     const said = store.outcome?.action === "treat" || store.outcome?.error ? outcomeWords(store.outcome) : "";
     if (report.textContent !== said) report.textContent = said;
-    const now = JSON.stringify(edits);
-    if (now === written) return;
-    written = now;
+    const text = JSON.stringify(edits);
+    if (text === written) return;
+    written = text;
     list.replaceChildren(...edits.map((edit, place) => el("li", {}, el("span", { text: editWords(edit) }),
       button("×", () => store.select({ edits: (store.get("edits") ?? []).toSpliced(place, 1) }), signal, { class: "k2-button k2-small", "aria-label": `Remove: ${editWords(edit)}` }))));
   }

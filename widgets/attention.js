@@ -3,6 +3,7 @@ import { ramp } from "./_colour.js";
 import { choice, el, storeView } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
 import { pixels } from "./_pen.js";
+import { HEAD_DEEDS, headEdit, tray } from "./_tray.js";
 
 /**
  * AttentionCache: what the heads of one layer read at one token, over the text itself and as a grid;
@@ -156,6 +157,8 @@ function fill(view) {
     click: ({ head }) => { if (head >= 0) { held = held === shown.names[head] ? -1 : shown.names[head]; store.select({ head: held }); } },
     keys,
   });
+  const edits = tray(store, signal, { deeds: HEAD_DEEDS, words: () => (store.get("head") >= 0 ? `L${layerNow()} head ${store.get("head")}` : ""), edit: (_, scope) => headEdit(layerNow(), store.get("head"), scope) });
+  root.append(edits.node);
   panel.grid.addEventListener("pointerleave", () => { hovered = -1; store.select({ head: held }); panel.paint(); }, { signal });
   signal.addEventListener("abort", () => store.setHeat(null));
 
@@ -165,7 +168,7 @@ function fill(view) {
 
   function content() {
     const { data } = store, count = store.get("about")?.layers ?? 0, i = query(), layer = layerNow();
-    if (list.options.length !== count) list.replaceChildren(...Array.from({ length: count }, (_, l) => el("option", { value: String(l), text: String(l) })));
+    if (list.options.length !== count) list.replaceChildren(...Array.from({ length: count }, (_, l) => el("option", { value: String(l), text: `layer ${l}` })));
     if (list.value !== String(layer)) list.value = String(layer);
     shown = null;
     const none = (why) => { store.setHeat(null); return { why }; };

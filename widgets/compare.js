@@ -129,11 +129,13 @@ function draw(pen, at, ink, { after, dense, difference, part, row, head }) {
 function fill(view) {
   const { model, store, root, signal } = view;
   root.classList.add("k2-compare");
-  let chosen = ["", ""], shown = null, listening = new Set(), known = { key: "" };
-  const picks = ["Left", "Right"].map((label, side) => choice(label, [], "", (value) => { chosen[side] = value; panel.paint(); }, signal));
+  const SIDES = ["run", "compare"]; // the traits of the selection that say which runs
+  let shown = null, listening = new Set(), known = { key: "" };
+  const chosen = () => SIDES.map((name) => store.get(name) || store.get("store_id"));
+  const picks = ["Left", "Right"].map((label, side) => choice(label, [], "", (value) => store.select({ [SIDES[side]]: value }), signal));
   const lists = picks.map((pick) => /** @type {HTMLSelectElement} */ (pick.querySelector("select")));
   const tree = el("ul", { class: "k2-tree", "aria-label": "Runs" }), panes = el("div", { class: "k2-panes" });
-  const copy = button("Copy right as code", () => copyText(storeOf(chosen[1])?.get("code") ?? "", copy), signal);
+  const copy = button("Copy right as code", () => copyText(storeOf(chosen()[1])?.get("code") ?? "", copy), signal);
   const said = el("p", { class: "k2-said", role: "status" });
   const panel = picturePanel(view, {
     name: "CompareBranch", label: "Agreement by layer and difference by token. Up and down choose a layer, left and right a token, Enter pins, Escape clears.",
@@ -154,25 +156,26 @@ function fill(view) {
     if (known.key !== key) {
       const fresh = runs.map((run) => run.id).find((id) => !(known.ids ?? []).includes(id) && id !== store.get("store_id"));
       known = { key, ids: runs.map((run) => run.id) };
-      if (!known.ids.includes(chosen[0])) chosen[0] = store.get("store_id");
-      if (fresh || !known.ids.includes(chosen[1])) chosen[1] = fresh ?? last;
+      if (!known.ids.includes(store.get("run"))) store.select({ run: store.get("store_id") });
+      if (fresh || !known.ids.includes(store.get("compare"))) store.select({ compare: fresh ?? last });
       writeTree(order);
     }
-    lists.forEach((list, side) => { if (list.value !== chosen[side]) list.value = chosen[side]; });
-    for (const id of chosen) { // what the other run brings is drawn as it comes
+    const sides = chosen();
+    lists.forEach((list, side) => { if (list.value !== sides[side]) list.value = sides[side]; });
+    for (const id of sides) { // what the other run brings is drawn as it comes
       const other = storeOf(id);
       if (other && other !== store && !listening.has(id)) { listening.add(id); other.listen(panel.paint, signal); }
     }
     said.textContent = store.outcome?.action === "branch" ? outcomeWords(store.outcome) : "";
-    const [left, right] = chosen.map(storeOf);
+    const [left, right] = sides.map(storeOf);
     shown = null;
     copy.disabled = !right?.get("code");
     for (const node of [...picks, copy]) node.hidden = runs.length < 2;
-    panes.hidden = chosen[0] === chosen[1] || !left || !right;
+    panes.hidden = sides[0] === sides[1] || !left || !right;
     if (runs.length < 2) return { why: (store.get("status")?.can ?? []).includes("branch") ? "One run so far. Point at a token in the text and choose one of its alternatives: the run branches there, and both stand here side by side." : "There is one run here, and nothing to compare it with. In a live lab, `run.branch(at, …)` makes another." };
     if (!left || !right) return { why: "The data of the other run is not in this page. Run its cell again to see it." };
-    if (chosen[0] === chosen[1]) return { why: "Choose two different runs." };
-    const [a, b] = [left.data, right.data], shared = parting(a, b), stamp = `${chosen}|${a.n}|${b.n}|${a.m}|${b.m}`;
+    if (sides[0] === sides[1]) return { why: "Choose two different runs." };
+    const [a, b] = [left.data, right.data], shared = parting(a, b), stamp = `${sides}|${a.n}|${b.n}|${a.m}|${b.m}`;
     const part = shared < Math.min(a.n, b.n) ? shared : 0; // the same tokens: edits change routing alone
     if (known.stamp !== stamp) Object.assign(known, { stamp, after: agreement(a, b, part, Infinity), difference: entropyDifference(a, b, part) });
     const { after, difference } = known;
@@ -190,16 +193,16 @@ function fill(view) {
   function writeTree(order) {
     for (const list of lists) list.replaceChildren(...order.map(({ run, depth }) => el("option", { value: run.id, text: `${"  ".repeat(depth)}${run.name}` })));
     tree.replaceChildren(...order.map(({ run, depth }) => el("li", { style: `margin-left:${Math.min(8, depth) * 16}px` },
-      button(run.name, () => { chosen[1] = run.id; panel.paint(); }, signal, { class: "k2-button k2-small", title: "Show on the right" }), el("span", { text: ` ${branchWords(run)}` }))));
+      button(run.name, () => store.select({ compare: run.id }), signal, { class: "k2-button k2-small", title: "Show on the right" }), el("span", { text: ` ${branchWords(run)}` }))));
     tree.hidden = order.length < 2;
   }
 
   let written = "";
   function writePanes(left, right, part) {
-    const from = Math.max(0, part - BEFORE), key = `${chosen}|${part}|${[left, right].map((one) => Math.min(one.data.n, from + WINDOW))}`;
+    const from = Math.max(0, part - BEFORE), key = `${chosen()}|${part}|${[left, right].map((one) => Math.min(one.data.n, from + WINDOW))}`;
     if (key !== written) {
       written = key;
-      panes.replaceChildren(...[left, right].map((one, side) => pane(one.data, from, part, runsNow().find((run) => run.id === chosen[side])?.name ?? "")));
+      panes.replaceChildren(...[left, right].map((one, side) => pane(one.data, from, part, runsNow().find((run) => run.id === chosen()[side])?.name ?? "")));
     }
     const head = store.get("playhead");
     for (const node of panes.querySelectorAll("[data-i]")) node.classList.toggle("k2-head-on", Number(node.dataset.i) === head);
@@ -209,6 +212,7 @@ function fill(view) {
     const stop = Math.min(data.n, from + WINDOW), text = el("div", { class: "k2-pane-text" });
     if (from) text.append(el("span", { class: "k2-omitted", text: `… ${from} shared tokens … ` }));
     for (let i = from; i < stop; i++) {
+      if (KINDS[data.column.kinds[i]] === "marker" && i !== part) continue; // they would hide the words
       const node = el("span", { class: `k2-token${i < part ? " k2-shared" : ""}${i === part ? " k2-parts" : ""}`, "data-i": i, text: data.texts[i] });
       node.style.setProperty("--kind", `rgb(${KIND_COLOURS[KINDS[data.column.kinds[i]]].join(",")})`);
       text.append(node);

@@ -1,4 +1,4 @@
-import { clamp, decimal, percent } from "./_numbers.js";
+import { clamp, decimal, KINDS, NAMES, percent } from "./_numbers.js";
 import { calm, gradient, ramp } from "./_colour.js";
 import { choice, el, onKeys, storeView } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
@@ -23,7 +23,7 @@ export function place(width, rows, experts, ratio = 1) {
   const left = 34, top = 20, bar = width < 720 ? 50 : 56, shown = width - left - 3 * bar - 16 >= experts / ratio ? 3 : 1, bars = shown * bar + 10;
   const room = Math.max(40, width - left - bars - 6);
   const cell = clamp(Math.floor((room * ratio) / Math.max(1, experts)) / ratio, 1 / ratio, 18);
-  const line = clamp(Math.floor(336 / Math.max(1, rows)), 5, 26);
+  const line = clamp(Math.floor(336 / Math.max(1, rows)), 5, 36);
   const right = left + cell * experts;
   return { left, top, cell, line, right, bar, bars: shown, barsAt: right + 12, width: Math.ceil(right + 12 + bars), height: top + line * rows + 20, gap: cell >= 5 && line >= 8 ? 1 : 0 };
 }
@@ -202,10 +202,15 @@ function fill(view) {
     const { load, counted } = data, range = store.range();
     if (mode === "token") return { values: glowing(token, now), load: load.all, low: "not chosen", high: `weight ${decimal(2 / data.slots)}` };
     if (mode === "range") {
-      if (!range) return { why: "Select some text in the ThoughtStream (drag over it, or Shift and arrow keys) to see which experts it used." };
-      const stop = Math.min(range[1], data.m), key = `${range}|${data.m}`;
-      if (brush.key !== key) { const load = data.loadOf(range[0], stop); brush = { key, load, most: load.reduce((a, b) => Math.max(a, b), 1) }; brush.values = Float32Array.from(load, (n) => n / brush.most); }
-      return { values: brush.values, load: brush.load, low: "0", high: `${percent(brush.most / Math.max(1, stop - range[0]))} of tokens ${range[0]} to ${range[1] - 1}` };
+      const segment = store.get("segment") ?? "";
+      if (!range && !segment) return { why: "Select some text (drag over it, or Shift and arrow keys), or a part by its letter, to see which experts it used." };
+      const key = `${range ?? segment}|${data.m}`;
+      if (brush.key !== key) {
+        const { load, tokens } = range ? { load: data.loadOf(...range), tokens: Math.min(range[1], data.m) - range[0] } : data.loadOfKind(KINDS.indexOf(segment));
+        const most = load.reduce((a, b) => Math.max(a, b), 1);
+        brush = { key, load, most, tokens, values: Float32Array.from(load, (n) => n / most) };
+      }
+      return { values: brush.values, load: brush.load, low: "0", high: `${percent(brush.most / Math.max(1, brush.tokens))} of ${range ? `tokens ${range[0]} to ${range[1] - 1}` : `${brush.tokens} tokens, all of ${NAMES[segment]}`}` };
     }
     if (mode === "difference") {
       if (!counted.thinking || !counted.answer) return { why: `There are no ${counted.thinking ? "answer" : "thinking"} tokens with routing yet, so there is nothing to compare.` };
@@ -255,7 +260,7 @@ function fill(view) {
         if (swatch.dataset.back !== back) { swatch.dataset.back = back; swatch.style.background = back; }
         draw(pen, at, ink, { data, order, shown, even, colours, row, expert, token: head >= 0 || status.state === "running" ? token : -1, pin: [layer - data.dense, pinned], sort, scratch });
       },
-      table: () => ({ caption: `Load of the routed experts: ${kind === "range" ? `tokens ${store.range()?.join(" to ")}` : "whole run"}`, head: ["layer", "load entropy", "Gini", "dormant", "busiest experts (share of choices)"], rows: layerRows(data, shown.load) }),
+      table: () => ({ caption: `Load of the routed experts: ${kind !== "range" ? "whole run" : store.range() ? `tokens ${store.range()?.join(" to ")}` : NAMES[store.get("segment")]}`, head: ["layer", "load entropy", "Gini", "dormant", "busiest experts (share of choices)"], rows: layerRows(data, shown.load) }),
       words: problem || (row >= 0 && expert >= 0 ? cellWords(data, row, expert, token) : `${kind === "token" ? `Token ${token}: ${JSON.stringify(data.texts[token])}. ` : ""}Point at a cell to see the tokens that used it.`),
     };
   }

@@ -12,6 +12,7 @@ import { tray } from "./_tray.js";
  */
 
 const RUNNERS = 3; // not chosen, nearest to being chosen
+const GAP = 18; // px between the chosen and the others, for the margin
 const SLOW = "Scores and bias are being computed …";
 
 // ---------------------------------------------------------------- data (pure)
@@ -43,17 +44,21 @@ export function layerOf(data, token, row, arrays) {
 export function tie(margin) { return clamp(-(Math.log10(Math.max(margin, 1e-5)) + 1) / 4, 0, 1); }
 
 /**
- * Where everything lies, in CSS px. The layer in focus stands right of the chips, or below them.
+ * Where everything lies, in CSS px. The layer in focus stands right of the chips, beside its line; where
+ * there is no room, below them, or, of many, over those next to its line.
  * @param {number} width @param {number} rows @param {number} slots @param {number} marks in the layer in focus
+ * @param {number} [spot] its line; −1: nobody points at one
  */
-export function place(width, rows, slots, marks) {
+export function place(width, rows, slots, marks, spot = -1) {
   const wide = width >= 760, left = 34, top = 20, count = slots + RUNNERS, side = wide ? 330 : 0;
   const room = width - left - side - (wide ? 24 : 0), margin = 62, path = room > 520 ? 120 : room > 400 ? 70 : 0;
   const chip = clamp(Math.floor((room - margin - path - (path ? 24 : 12)) / count), 20, 42), line = rows > 20 ? 17 : 24;
   const pathAt = left + chip * count + 12, marginAt = pathAt + (path ? path + 12 : 0), bottom = top + rows * line + 6;
-  const focus = wide ? { x: width - side, y: 0, width: side } : { x: 0, y: bottom + 14, width };
-  const focusHeight = 36 + marks * 17;
-  return { width, left, top, line, chip, count, rows, pathAt, path, marginAt, margin, focus, height: wide ? Math.max(bottom, focusHeight) : focus.y + focusHeight };
+  const focusHeight = 30 + GAP + marks * 17, lineAt = top + Math.max(0, spot) * line, over = !wide && spot >= 0 && rows > 12;
+  const focus = { x: wide ? width - side : 0, y: bottom + 14, width: wide ? side : width, height: focusHeight, over };
+  if (wide) focus.y = clamp(lineAt - focusHeight / 2, 0, Math.max(0, bottom - focusHeight));
+  if (over) focus.y = lineAt > focusHeight + top ? lineAt - focusHeight - 4 : lineAt + line + 4;
+  return { width, left, top, line, chip, count, rows, pathAt, path, marginAt, margin, focus, height: wide ? Math.max(bottom, focusHeight) : bottom + 14 + focusHeight };
 }
 
 /** Row and slot at a point, or null. @param {ReturnType<typeof place>} at */
@@ -104,7 +109,7 @@ function drawLayers(pen, at, ink, { lines, data, colours, focused, expert }) {
     pen.fillRect(at.marginAt, y + at.line - 4, at.margin * tie(margin), 2);
     pen.fillStyle = ink.fg;
     pen.textAlign = "left";
-    pen.fillText(margin < 0.001 ? margin.toExponential(0) : decimal(margin, 4), at.marginAt, middle - 1);
+    pen.fillText(margin < 0.00005 ? "< 0.0001" : decimal(margin, 4), at.marginAt, middle - 1);
   });
   if (at.path) drawPath(pen, at, ink, lines, data);
 }
@@ -141,6 +146,10 @@ function drawPath(pen, at, ink, layers, data) {
 function drawFocus(pen, at, ink, { layer, marks, margin, expert, slots }) {
   const { x, y, width } = at.focus, columns = [["score", 0.36], ["bias", 0.3], ["weight", 0.34]], start = x + 40, room = width - 46;
   const most = { score: 1, bias: Math.max(...marks.map((one) => Math.abs(one.bias || 0)), 1e-6), weight: Math.max(...marks.map((one) => one.weight || 0), 1e-6) };
+  if (at.focus.over) {
+    pen.fillStyle = ink.bg; pen.fillRect(x, y - 6, width, at.focus.height);
+    pen.strokeStyle = ink.accent; pen.lineWidth = 1; pen.strokeRect(x + 0.5, y - 5.5, width - 1, at.focus.height - 1);
+  }
   pen.textBaseline = "middle";
   pen.font = `600 11px ${ink.sans}`;
   pen.textAlign = "right"; pen.fillStyle = ink.fg;
@@ -152,7 +161,7 @@ function drawFocus(pen, at, ink, { layer, marks, margin, expert, slots }) {
     pen.fillStyle = ink.dim; pen.textAlign = "left";
     pen.fillText({ score: "score, sigmoid", bias: "+ bias: choice", weight: "mixing weight" }[name], left, y + 9, wide);
     marks.forEach((one, i) => {
-      const top = y + 20 + i * 17 + (i >= slots ? 8 : 0), value = one[name];
+      const top = y + 20 + i * 17 + (i >= slots ? GAP : 0), value = one[name];
       if (name === "score") { pen.fillStyle = one.expert === expert ? ink.pin : one.chosen ? ink.fg : ink.dim; pen.textAlign = "right"; pen.fillText(String(one.expert), start - 6, top + 8); }
       if (!Number.isFinite(value)) { pen.fillStyle = ink.dim; pen.textAlign = "left"; pen.fillText(name === "weight" && !one.chosen ? "not mixed in" : "–", left, top + 8, wide); return; }
       pen.fillStyle = ink.soft;
@@ -166,11 +175,11 @@ function drawFocus(pen, at, ink, { layer, marks, margin, expert, slots }) {
     left += room * share;
   }
   if (marks.length <= slots) return;
-  const cut = y + 20 + slots * 17 + 3;
+  const cut = y + 20 + slots * 17 + 9, words = `margin ${decimal(margin, 4)}`;
   pen.strokeStyle = ink.pin; pen.lineWidth = 1;
-  pen.beginPath(); pen.moveTo(x, cut); pen.lineTo(x + width - 12, cut); pen.stroke();
+  pen.beginPath(); pen.moveTo(x, cut); pen.lineTo(x + width - 96, cut); pen.stroke();
   pen.fillStyle = ink.pin; pen.textAlign = "right";
-  pen.fillText(`margin ${decimal(margin, 4)}`, x + width - 12, cut + 9);
+  pen.fillText(words, x + width - 12, cut);
 }
 
 // ---------------------------------------------------------------- the widget
@@ -184,7 +193,7 @@ function fill(view) {
   const panel = picturePanel(view, {
     name: "RouteLens",
     label: "Chosen experts of one token by layer. Arrow keys move, comma and point change the token, Enter pins, Escape clears.",
-    tools: [choice("Layers", [["all", "all"], ["ties", "nearest ties"]], view.model.get("lens") ?? "all", (value) => { view.model.set("lens", value); view.model.save_changes(); panel.paint(); }, signal)],
+    tools: [choice("Layers", [["all", "all layers"], ["ties", "nearest ties first"]], view.model.get("lens") ?? "all", (value) => { view.model.set("lens", value); view.model.save_changes(); panel.paint(); }, signal)],
     content, at: (x, y, at) => chipAt(at, x, y),
     hover: (spot) => { const mark = markAt(spot); if (mark) store.hover({ layer: mark.layer, expert: mark.expert }); else store.leave(); },
     click: (spot) => { const mark = markAt(spot); if (mark) store.pin({ layer: mark.layer, expert: mark.expert, playhead: token() }); },
@@ -209,7 +218,7 @@ function fill(view) {
     const note = detail ? (arrays ? `Scores: ${detail.provenance}.` : `Scores: missing. ${detail.note}`) : SLOW;
     const near = layers.filter(({ margin }) => margin < 0.001).length;
     return {
-      place: (width) => place(width, data.rows, data.slots, data.slots + RUNNERS),
+      place: (width) => place(width, data.rows, data.slots, data.slots + RUNNERS, store.row() >= 0 ? order.indexOf(focused) : -1),
       paint: (pen, at, ink) => {
         const lines = order.map((row) => ({ ...layers[row], layer: row + data.dense }));
         drawLayers(pen, at, ink, { lines, data, colours, focused: focused + data.dense, expert });

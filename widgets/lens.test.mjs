@@ -60,3 +60,12 @@ test("a chip and the table say what is known", () => {
   assert.deepEqual(lens.lensRows(data, 1, detail())[0], ["1", "1, 2", "0.60, 0.40", "0.500, 0.400", "0.000, 0.000", "3 (0.900)", "0.5000"]);
   assert.equal(lens.lensRows(data, 1, null)[0][3], "–, –");
 });
+
+test("the layer in focus stays where its line is, beside it or over its neighbours", () => {
+  const [wide, narrow, few] = [lens.place(900, 60, 8, 11, 50), lens.place(550, 60, 8, 11, 50), lens.place(550, 5, 8, 11, 3)];
+  const line = wide.top + 50 * wide.line;
+  assert.ok(wide.focus.y < line && line < wide.focus.y + wide.focus.height && !wide.focus.over);
+  assert.ok(narrow.focus.over && narrow.focus.y + narrow.focus.height <= line);
+  assert.ok(lens.place(550, 60, 8, 11, 2).focus.y > narrow.top + 2 * narrow.line);
+  assert.ok(!few.focus.over && few.focus.y > few.top + 5 * few.line && few.height === few.focus.y + few.focus.height);
+});

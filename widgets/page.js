@@ -6,8 +6,11 @@ import store from "./store.js";
  * here: how the page is written (k2lab/widgets/page.py).
  */
 
-/** Stands for anywidget's model: traits are kept, and nobody is behind it. @param {Record<string, any>} traits */
-export function pageModel(traits) {
+/**
+ * Stands for anywidget's model: traits are kept, and nobody is behind it but the details of the page.
+ * @param {Record<string, any>} traits @param {Map<string, [any, ArrayBuffer[]]>} [details] by key
+ */
+export function pageModel(traits, details = new Map()) {
   const values = { ...traits }, handlers = new Map();
   const emit = (name, ...rest) => { for (const act of [...(handlers.get(name) ?? [])]) act(...rest); };
   return {
@@ -19,7 +22,9 @@ export function pageModel(traits) {
     },
     save_changes() { /* nobody to save to */ },
     send(message) {
-      if (message.type === "detail") queueMicrotask(() => emit("msg:custom", { type: "detail", key: message.key, arrays: "", provenance: "missing", note: "It was not saved with this page. A live lab computes it when asked." }, []));
+      if (message.type !== "detail") return;
+      const missing = { type: "detail", key: message.key, arrays: "", provenance: "missing", note: "It was not saved with this page. A live lab computes it when asked." };
+      queueMicrotask(() => emit("msg:custom", ...(details.get(message.key) ?? [missing, []])));
     },
     on(name, act) { handlers.set(name, [...(handlers.get(name) ?? []), act]); },
     off(name, act) { handlers.set(name, (handlers.get(name) ?? []).filter((one) => one !== act)); },
@@ -36,9 +41,10 @@ export function bytes(text) { return Uint8Array.from(atob(text), (one) => one.ch
  * @param {[any, ArrayBuffer[]][]} messages frames and details, in order
  */
 export function mount(host, traits, messages) {
-  const model = pageModel(traits.store), view = pageModel({ ...traits.view, store_id: traits.store.store_id });
+  const details = new Map(messages.filter(([message]) => message.type === "detail").map((one) => [one[0].key, one]));
+  const model = pageModel(traits.store, details), view = pageModel({ ...traits.view, store_id: traits.store.store_id });
   store.initialize({ model });
-  for (const [message, buffers] of messages) model.emit("msg:custom", message, buffers);
+  for (const [message, buffers] of messages) if (message.type === "frame") model.emit("msg:custom", message, buffers);
   dashboard.render({ model: view, el: host });
   return { model, view };
 }

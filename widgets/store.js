@@ -28,6 +28,7 @@ export class TraceData {
     /** @type {string[]} */ this.texts = [];
     /** @type {string[]} */ this.topTexts = [];
     /** @type {any[]} */ this.calls = [];
+    /** @type {{start: number, tokens: number, stall: number, hits: number, misses: number, bytes: Record<string, number>}[]} */ this.moves = [];
     this.column = {
       ids: new Uint32Array(256), kinds: new Uint8Array(256), entropy: new Float32Array(256),
       logprob: new Float32Array(256), seconds: new Float32Array(256), topEnd: new Uint32Array(256),
@@ -46,10 +47,11 @@ export class TraceData {
    * @returns {boolean} false: something between is missing, ask for it
    */
   accept(frame, buffers) {
-    if (frame.start > this.n || frame.routed > this.m) return false;
+    if (frame.start > this.n || frame.routed > this.m || (frame.moved ?? 0) > this.moves.length) return false;
     const arrays = unpack(frame.arrays, buffers);
     this.takeTokens(frame, arrays);
     this.takeRouting(frame.routed, arrays);
+    this.takeMoves(frame, arrays);
     for (const call of frame.calls ?? []) this.calls[call.place] = call;
     return true;
   }
@@ -93,6 +95,15 @@ export class TraceData {
     this.m += fresh;
   }
 
+  /** What an offloading engine brought for each forward. */
+  takeMoves({ moved = 0, links = [] }, arrays) {
+    const count = arrays.move_start?.length ?? 0;
+    for (let k = this.moves.length - moved; k < count; k++) {
+      const bytes = arrays.move_bytes.subarray(k * links.length, (k + 1) * links.length);
+      this.moves.push({ start: arrays.move_start[k], tokens: arrays.move_tokens[k], stall: arrays.move_stall[k], hits: arrays.move_hits[k], misses: arrays.move_misses[k], bytes: Object.fromEntries(links.map((link, i) => [link, bytes[i]])) });
+    }
+  }
+
   /** The load of all tokens counted so far, into `all`. @param {Uint32Array} all */
   sum(all) {
     const { thinking, answer, rest } = this.load;
@@ -124,6 +135,19 @@ export class TraceData {
     until(to, 1);
     until(from, -1);
     return load;
+  }
+
+  /** The load of all tokens of a kind [row × expert], and how many they are. @param {number} kind */
+  loadOfKind(kind) {
+    const load = new Uint32Array(this.load.all.length), { kinds } = this.column;
+    let tokens = 0;
+    for (let from = 0; from < this.m;) {
+      let to = from + 1;
+      while (to < this.m && kinds[to] === kinds[from]) to++;
+      if (kinds[from] === kind) { this.count(load, from, to); tokens += to - from; }
+      from = to;
+    }
+    return { load, tokens };
   }
 
   put(name, at, values) {
@@ -278,7 +302,7 @@ export class Store {
   }
 
   /** Nothing pinned, no range. */
-  clear() { this.select({ playhead: -1, layer: -1, expert: -1, pin: [-1, -1, -1], range: [] }); }
+  clear() { this.select({ playhead: -1, layer: -1, expert: -1, pin: [-1, -1, -1], range: [], segment: "" }); }
 
   pinned() {
     const pin = this.model.get("pin");
@@ -341,7 +365,7 @@ export class Store {
     if (Date.now() - this.asked < 500) return;
     this.asked = Date.now();
     try {
-      this.model.send({ type: "resync", epoch: this.epoch, from: this.data.n, routed: this.data.m });
+      this.model.send({ type: "resync", epoch: this.epoch, from: this.data.n, routed: this.data.m, moved: this.data.moves.length });
     } catch { /* a saved page without kernel has nothing to send */ }
   }
 }

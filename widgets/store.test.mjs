@@ -28,7 +28,7 @@ test("a gap is refused, and the store asks for what is missing", () => {
   store.receive(...frame(0, 2));
   store.receive(...frame(5, 1));
   assert.equal(store.data.n, 2);
-  assert.deepEqual(model.sent, [{ type: "resync", epoch: 1, from: 2, routed: 2 }]);
+  assert.deepEqual(model.sent, [{ type: "resync", epoch: 1, from: 2, routed: 2, moved: 0 }]);
 });
 
 test("load is counted by kind, users by expert", () => {
@@ -133,4 +133,25 @@ test("a frozen view takes nothing in, and everything afterwards", () => {
   assert.equal(store.data.n, 2);
   store.freeze(false);
   assert.equal(store.data.n, 5);
+});
+
+test("what was brought is kept once, however frames overlap, and a gap in it is refused", () => {
+  const data = new TraceData(ABOUT), [header, buffers] = frame(0, 2);
+  const moves = (start) => ({ move_start: Uint32Array.of(start), move_tokens: Uint32Array.of(1), move_stall: Float32Array.of(0.5), move_hits: Uint32Array.of(3), move_misses: Uint32Array.of(1), move_bytes: Float32Array.of(4096) });
+  const types = { move_start: "uint32", move_tokens: "uint32", move_stall: "float32", move_hits: "uint32", move_misses: "uint32", move_bytes: "float32" };
+  const send = (moved, start) => {
+    const arrays = moves(start), layout = Object.entries(arrays).map(([name, values]) => `${name}:${types[name]}:${values.length}`).join(" ");
+    return data.accept({ ...header, moved, links: ["disk→host"], arrays: `${header.arrays} ${layout}` }, [...buffers, ...Object.values(arrays).map((values) => values.buffer)]);
+  };
+  assert.equal(send(1, 0), false);
+  assert.ok(send(0, 0) && send(0, 0) && send(1, 1));
+  assert.deepEqual(data.moves.map((move) => [move.start, move.bytes]), [[0, { "disk→host": 4096 }], [1, { "disk→host": 4096 }]]);
+});
+
+test("the load of a kind is that of its tokens wherever they stand", () => {
+  const data = new TraceData(ABOUT);
+  for (const [start, count, kind] of [[0, 2, 3], [2, 1, 4], [3, 2, 3]]) data.accept(...frame(start, count, kind));
+  const { load, tokens } = data.loadOfKind(3);
+  assert.equal(tokens, 4);
+  assert.deepEqual(load, data.loadOf(0, 5).map((value, i) => value - data.loadOf(2, 3)[i]));
 });

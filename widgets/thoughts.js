@@ -1,9 +1,9 @@
 import { clamp, decimal, KIND_COLOURS, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
-import { css, faint, gradient, isDark, onTheme, ramp } from "./_colour.js";
+import { css, faint, gradient, isDark, onTheme, rampOn } from "./_colour.js";
 import { button, choice, el, onKeys, painter, storeView, table, toggle } from "./_kit.js";
 import { askBox, controls, player, statusLine } from "./_head.js";
 import { download, inkOf, pictureFile } from "./_pen.js";
-import { popover, tokenFacts, visible } from "./_token.js";
+import { paintText, popover, tokenFacts, visible } from "./_token.js";
 
 /**
  * ThoughtStream: the run's tokens as text. Thinking is an indented ribbon, tool calls are cards, a
@@ -161,12 +161,12 @@ function fill({ model, store, root, signal, fail, compact }) {
   root.classList.add("k2-thoughts");
   const unfolded = new Set(), made = new Map();
   let data = store.data, groups = [], blocks = [], heights = [], sums = offsets([]), following = true;
-  let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = ramp("cividis"), dark = false, markers = false;
+  let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = rampOn("cividis", true), dark = false, markers = false;
   let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false, rows = { key: "", wide: [] };
 
   const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div", { class: "k2-list" });
   const empty = el("p", { class: "k2-empty" });
-  const scroll = el("div", { class: "k2-scroll", tabindex: 0, role: "region", "aria-label": "Tokens. Arrow keys move, Shift selects, Enter pins, Escape clears." }, empty, spaceAbove, list, spaceBelow);
+  const scroll = el("div", { class: "k2-scroll", tabindex: 0, role: "region", "aria-label": "Tokens. Arrow keys move, Shift selects, S chooses a part, Enter pins, Escape clears." }, empty, spaceAbove, list, spaceBelow);
   const map = el("canvas", { class: "k2-minimap", "aria-hidden": "true" });
   const pop = popover(store, signal), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
   const stage = el("div", { class: "k2-stage" }, scroll, map, pop.box);
@@ -206,7 +206,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     if (known?.key === key) return known.node;
     const body = el("div", { class: "k2-body" });
     const node = el("div", { class: `k2-block k2-${kind}${block.first ? " k2-first" : ""}${block.last ? " k2-last" : ""}` }, body);
-    if (block.first && kind !== "marker") node.prepend(el("span", { class: "k2-letter", title: NAMES[kind], text: LETTERS[kind] }));
+    if (block.first && kind !== "marker") node.prepend(letterButton(kind));
     if (block.first && block.kind === CALL) body.append(callHead(call));
     if (block.first && (kind === "system" || kind === "result")) body.append(foldButton(block.group, group, folded));
     if (!folded) {
@@ -223,6 +223,13 @@ function fill({ model, store, root, signal, fail, compact }) {
     return node;
   }
 
+  /** Chooses all tokens of a kind, in every view. In the tab order is the text itself; S does the same. */
+  function letterButton(kind) {
+    const node = button(LETTERS[kind], () => store.select({ segment: store.get("segment") === kind ? "" : kind }), signal, { class: "k2-letter", tabindex: -1, "aria-label": NAMES[kind], title: `${NAMES[kind]}: show what these tokens did` });
+    node.setAttribute("aria-pressed", String(store.get("segment") === kind));
+    return node;
+  }
+
   function foldButton(index, group, folded) {
     const label = `${NAMES[KINDS[group.kind]]} · ${group.stop - group.body} tokens`;
     return button(label, () => { if (!unfolded.delete(index)) unfolded.add(index); heights = []; paint(); }, signal, { class: "k2-fold", "aria-expanded": String(!folded) });
@@ -234,8 +241,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     const palette = store.get("palette") ?? "cividis";
     if (nowDark !== dark || nowStrip !== strip || palette !== root.dataset.palette) { dark = nowDark; strip = nowStrip; made.clear(); }
     root.dataset.palette = palette;
-    colours = ramp(palette); // what stands out is far from the background: the ramp runs towards it
-    if (!dark) { const light = colours.slice(); for (let i = 0; i < 256; i++) colours.set(light.subarray((255 - i) * 3, (256 - i) * 3), i * 3); }
+    colours = rampOn(palette, dark);
     swatch.style.background = gradient(colours, faint);
     [lowWord.textContent, highWord.textContent] = [strip.low, strip.high];
     lowWord.parentElement.hidden = strip === STRIPS.none;
@@ -287,8 +293,17 @@ function fill({ model, store, root, signal, fail, compact }) {
     }
     warmed = heat !== null;
     heatWords.textContent = heat ? `Shaded: ${heat.label}` : "";
+    const segment = store.get("segment") ?? "";
     root.classList.toggle("k2-filtered", mask.length > 0);
-    if (focus && head < data.n && (shownHead === head || inside(focus))) pop.show(data, head, focus, stage, css(colours, 0.7)); else pop.hide();
+    root.classList.toggle("k2-apart", segment !== "");
+    for (const node of segment || root.dataset.segment ? list.children : []) {
+      const mine = node.classList.contains(`k2-${segment}`);
+      node.classList.toggle("k2-mine", mine);
+      node.querySelector(".k2-letter")?.setAttribute("aria-pressed", String(mine));
+    }
+    root.dataset.segment = segment;
+    const looked = stage.matches(":hover") || stage.contains(document.activeElement); // else it would hide the text for nothing
+    if (focus && looked && head < data.n && (shownHead === head || inside(focus))) pop.show(data, head, focus, stage, css(colours, 0.7)); else pop.hide();
     shownHead = head;
   }
 
@@ -329,26 +344,15 @@ function fill({ model, store, root, signal, fail, compact }) {
   /** The text in view as a file: each token where the page has it. */
   async function picture(kind) {
     if (asTable || !data.n) return;
-    const ink = inkOf(root), area = scroll.getBoundingClientRect();
-    const paintText = (pen) => {
-      for (const node of list.querySelectorAll(".k2-token, .k2-letter, .k2-call-name, .k2-call-state, .k2-call-result pre")) {
-        const style = getComputedStyle(node), text = node.textContent ?? "";
-        const [first, ...rest] = [...node.getClientRects()].filter((box) => box.bottom > area.top && box.top < area.bottom);
-        if (!first || !text.trim()) continue;
-        const [x, y] = [first.left - area.left + 8, first.top - area.top + 8], strip = node instanceof HTMLElement ? node.style.getPropertyValue("--strip") : "";
-        pen.font = `${style.fontWeight >= "600" ? "bold " : ""}${style.fontSize} ${style.fontFamily}`;
-        pen.textAlign = "left"; pen.textBaseline = "middle"; pen.fillStyle = style.color;
-        pen.fillText(text.replace(/\n/g, " "), x + (node.matches(".k2-letter") ? 5 : 0), y + first.height / 2);
-        if (strip) for (const box of [first, ...rest]) { pen.fillStyle = strip; pen.fillRect(box.left - area.left + 8, box.bottom - area.top + 5, box.width, 3); }
-      }
-    };
-    download(await pictureFile(kind, { width: area.width + 16, height: area.height + 16 }, paintText, ink.bg), `thoughtstream.${kind}`);
+    const area = scroll.getBoundingClientRect(), size = { width: area.width + 16, height: area.height + 16 };
+    download(await pictureFile(kind, size, (pen) => paintText(pen, list, area), inkOf(root).bg), `thoughtstream.${kind}`);
   }
 
   // ---- pointer and keys
   const tokenAt = (target) => { const node = target instanceof Element ? target.closest("[data-i]") : target?.parentElement?.closest("[data-i]"); return node && list.contains(node) ? Number(node.dataset.i) : -1; };
   list.addEventListener("pointerover", (event) => { const i = tokenAt(event.target); if (i >= 0) store.hover({ playhead: i }); else store.leave(); }, { signal });
   scroll.addEventListener("pointerleave", () => store.leave(), { signal });
+  for (const name of ["pointerenter", "pointerleave", "focusin", "focusout"]) stage.addEventListener(name, paint, { signal });
   list.addEventListener("click", (event) => {
     const selection = getSelection(), i = tokenAt(event.target);
     if (selection && !selection.isCollapsed && list.contains(selection.anchorNode)) {
@@ -368,6 +372,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     const head = store.get("playhead"), at = head < 0 ? data.n - 1 : head;
     const steps = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 10, ArrowDown: at + 10, PageUp: at - 100, PageDown: at + 100, Home: 0, End: data.n - 1 };
     if (key === "Escape") { store.clear(); return true; }
+    if (key === "s" && at >= 0) { const kind = KINDS[data.column.kinds[at]]; store.select({ segment: store.get("segment") === kind ? "" : kind }); live.textContent = store.get("segment") ? `all of ${NAMES[kind]}` : "no part chosen"; return true; }
     if (key === "Enter" && head >= 0 && event.target === scroll) { store.pin({ playhead: head }); return true; }
     if (!(key in steps) || !data.n) return false;
     const to = clamp(steps[key], 0, data.n - 1), range = store.range();

@@ -9,7 +9,8 @@ import { backdrop } from "./_pen.js";
  * views. Not here: the events themselves (engine/events.py).
  */
 
-const CALL = KINDS.indexOf("call"), LANES = ["text", "tools", "engine", "memory"];
+const CALL = KINDS.indexOf("call"), LANES = ["text", "tools", "engine", "experts", "memory"];
+const NAMED = { text: "text", tools: "tool calls", engine: "ms / token", experts: "brought", memory: "cache" };
 
 // ---------------------------------------------------------------- data (pure)
 
@@ -62,13 +63,22 @@ export function asked(data, edges, parts) {
 }
 
 /** A call in words. @param {Asked} one */
-export function callWords({ call, retry }) {
+export function callWords({ call, retry }, most = 90) {
   const state = call.ok === null || call.ok === undefined ? "running" : call.ok ? "answered" : "failed";
   const time = call.seconds === null || call.seconds === undefined ? "" : ` in ${decimal(call.seconds, 3)} s`;
-  return `${call.name}(${short(call.arguments)}) ${state}${time}${call.content ? `: ${short(call.content)}` : ""}${retry ? ` · retry ${retry}` : ""}`;
+  return `${call.name}(${short(call.arguments, most)}) ${state}${time}${call.content ? `: ${short(call.content, most)}` : ""}${retry ? ` · retry ${retry}` : ""}`;
 }
 
 const short = (text, most = 90) => { const flat = String(text).replace(/\s+/g, " "); return flat.length > most ? `${flat.slice(0, most)} …` : flat; };
+
+/** Everything in the lanes as a table: parts of the text in order, calls where they were asked. */
+export function laneRows({ edges, parts, calls, moved }) {
+  const seconds = (a, b) => decimal(edges[b] - edges[a], 3);
+  const rows = parts.map(({ kind, start, stop }) => [start, [`${start}–${stop - 1}`, NAMES[KINDS[kind]], seconds(start, stop), moved ? movedWords(moved, start, stop) : "–", ""]]);
+  for (const one of calls) rows.push([one.stop - 0.5, [`${one.start}–${one.stop - 1}`, "call of a tool", decimal(one.call.seconds ?? NaN, 3), "–", callWords(one, 400)]]);
+  rows.sort(([a], [b]) => a - b);
+  return { caption: "Parts and tool calls in order", head: ["tokens", "what", "seconds", "experts", "call"], rows: rows.map(([, row]) => row) };
+}
 
 /** Round steps for an axis. @param {number} span @param {number} room how many fit */
 export function axisStep(span, room) {
@@ -76,12 +86,35 @@ export function axisStep(span, room) {
   return [1, 2, 5, 10].map((one) => one * power).find((step) => step >= rough) ?? 10 * power;
 }
 
-/** Where everything lies, in CSS px. @param {number} width @param {number} [tall] */
-export function place(width, tall = 1) {
-  const left = 62, heights = { text: 24, tools: 22, engine: Math.round(34 * tall), memory: Math.round(26 * tall) };
+/**
+ * What an offloading engine brought, token by token: seconds that the network waited for experts,
+ * bytes moved over all links, experts asked for that were there and that were not.
+ * @param {any} data @returns {{wait: Float32Array, bytes: Float64Array, hits: Float64Array, misses: Float64Array} | null} null: nothing was brought
+ */
+export function brought(data) {
+  if (!data.moves.length) return null;
+  const wait = new Float32Array(data.n), [bytes, hits, misses] = [0, 1, 2].map(() => new Float64Array(data.n));
+  for (const move of data.moves) {
+    const total = Object.values(move.bytes).reduce((sum, one) => sum + one, 0), stop = Math.min(data.n, move.start + move.tokens);
+    for (let i = move.start; i < stop; i++) { wait[i] += move.stall / move.tokens; bytes[i] += total / move.tokens; hits[i] += move.hits / move.tokens; misses[i] += move.misses / move.tokens; }
+  }
+  return { wait, bytes, hits, misses };
+}
+
+/** Tokens a … b − 1 in words: what was waited for and brought. @param {ReturnType<typeof brought>} moved */
+export function movedWords(moved, a, b) {
+  if (!moved) return "";
+  const sum = (values) => values.subarray(a, b).reduce((total, one) => total + one, 0), [hits, misses] = [sum(moved.hits), sum(moved.misses)];
+  return `waited ${decimal(sum(moved.wait) * 1000, 1)} ms for experts, ${bytesWords(sum(moved.bytes))} brought, ${hits + misses ? Math.round((100 * hits) / (hits + misses)) : 100} % were there`;
+}
+
+/** Where everything lies, in CSS px. @param {number} width @param {boolean} [moving] with a lane for what is brought */
+export function place(width, moving = false) {
+  const left = 62, heights = { text: 24, tools: 22, engine: 34, experts: 26, memory: 26 };
   let y = 4;
   const lanes = {};
-  for (const lane of LANES) { lanes[lane] = { y, height: heights[lane] }; y += heights[lane] + 6; }
+  for (const lane of LANES) {
+    if (lane === "experts" && !moving) continue; lanes[lane] = { y, height: heights[lane] }; y += heights[lane] + 6; }
   return { width, height: y + 18, left, room: width - left - 8, lanes, axisY: y };
 }
 
@@ -131,21 +164,21 @@ function draw(pen, at, ink, shown) {
   }
 }
 
-function drawLanes(pen, at, ink, { data, edges, parts, calls, axis, kind, perToken, focus }) {
+function drawLanes(pen, at, ink, { data, edges, parts, calls, axis, kind, perToken, focus, moved }) {
   pen.font = `11px ${ink.sans}`;
   pen.textBaseline = "middle"; pen.textAlign = "left";
-  const names = { text: "text", tools: "tool calls", engine: "ms / token", memory: "cache" };
-  for (const lane of LANES) {
+  for (const lane of Object.keys(at.lanes)) {
     const { y, height } = at.lanes[lane];
     pen.fillStyle = ink.dim;
-    pen.fillText(names[lane], 0, y + height / 2, at.left - 6);
+    pen.fillText(NAMED[lane], 0, y + height / 2, at.left - 6);
     pen.fillStyle = ink.soft; pen.globalAlpha = 0.35;
     pen.fillRect(at.left, y, at.room, height);
     pen.globalAlpha = 1;
   }
   const clip = (x) => clamp(x, at.left, at.left + at.room);
   drawText(pen, at, ink, parts, axis, clip);
-  drawEngine(pen, at, ink, data, edges, axis, clip);
+  drawEngine(pen, at, ink, data, edges, axis, clip, moved);
+  if (moved) drawBrought(pen, at, ink, data, axis, clip, moved);
   drawMemory(pen, at, ink, data, axis, perToken);
   drawCalls(pen, at, ink, calls, axis, clip, kind, focus);
   drawAxis(pen, at, ink, axis, kind);
@@ -186,8 +219,31 @@ function drawCalls(pen, at, ink, calls, axis, clip, kind, focus) {
   }
 }
 
+/** A bar for each token, standing on the lane's floor; of tokens within one pixel the highest. */
+function bars(pen, { y, height }, axis, clip, first, last, high) {
+  let column = -1, tallest = 0, left = 0;
+  const put = (until) => { if (tallest) pen.fillRect(left, y + height - tallest, Math.max(0.7, until - left), tallest); };
+  for (let i = first; i <= last; i++) {
+    const a = clip(axis.tokenX(i));
+    if (Math.floor(a) !== column) { put(a); column = Math.floor(a); tallest = 0; left = a; }
+    tallest = Math.max(tallest, high(i));
+  }
+  put(clip(axis.tokenX(last + 1)));
+}
+
+/** Bytes that were brought for each token, from disk or host; the label says how many experts were there. */
+function drawBrought(pen, at, ink, data, axis, clip, moved) {
+  const { y, height } = at.lanes.experts, first = axis.token(at.left), last = Math.min(data.n - 1, axis.token(at.left + at.room));
+  const most = moved.bytes.subarray(first, last + 1).reduce((best, one) => Math.max(best, one), 1);
+  pen.fillStyle = "#0072b2"; pen.globalAlpha = 0.7;
+  bars(pen, at.lanes.experts, axis, clip, first, last, (i) => (moved.bytes[i] / most) * (height - 2));
+  pen.globalAlpha = 1;
+  pen.fillStyle = ink.fg; pen.textAlign = "right";
+  pen.fillText(`${bytesWords(most)} / token`, at.left + at.room - 3, y + 7);
+}
+
 /** Milliseconds of each token; where tokens are narrower than a pixel, the slowest of each pixel. */
-function drawEngine(pen, at, ink, data, edges, axis, clip) {
+function drawEngine(pen, at, ink, data, edges, axis, clip, moved) {
   const { y, height } = at.lanes.engine, { seconds } = data.column, first = axis.token(at.left), last = Math.min(data.n - 1, axis.token(at.left + at.room));
   let most = 0;
   for (let i = first; i <= last; i++) if (!Number.isNaN(seconds[i])) most = Math.max(most, edges[i + 1] - edges[i]);
@@ -196,16 +252,14 @@ function drawEngine(pen, at, ink, data, edges, axis, clip) {
   for (let i = first, step = Math.max(1, Math.floor((last - first) / 500)); i <= last; i += step) if (edges[i + 1] > edges[i]) known.push(edges[i + 1] - edges[i]);
   const typical = known.sort((a, b) => a - b)[known.length >> 1] || most, level = (value) => (Math.log1p(value / typical) / Math.log1p(most / typical)) * (height - 2);
   pen.fillStyle = ink.dim;
-  let column = -1, tallest = 0, left = 0;
-  const put = (until) => { if (tallest) pen.fillRect(left, y + height - tallest, Math.max(0.7, until - left), tallest); };
-  for (let i = first; i <= last; i++) {
-    const a = clip(axis.tokenX(i)), value = Number.isNaN(seconds[i]) ? 0 : level(edges[i + 1] - edges[i]);
-    if (Math.floor(a) !== column) { put(a); column = Math.floor(a); tallest = 0; left = a; }
-    tallest = Math.max(tallest, value);
+  const took = (i) => (Number.isNaN(seconds[i]) ? 0 : edges[i + 1] - edges[i]);
+  bars(pen, at.lanes.engine, axis, clip, first, last, (i) => level(took(i)));
+  if (moved) { // the part of it in which the network waited for experts
+    pen.fillStyle = "#e69f00";
+    bars(pen, at.lanes.engine, axis, clip, first, last, (i) => (took(i) ? level(took(i)) * Math.min(1, moved.wait[i] / took(i)) : 0));
   }
-  put(clip(axis.tokenX(last + 1)));
   pen.fillStyle = ink.fg; pen.textAlign = "right";
-  pen.fillText(`${decimal(most * 1000, most < 0.01 ? 1 : 0)} ms`, at.left + at.room - 3, y + 7);
+  pen.fillText(`${moved ? "orange: waiting for experts · " : ""}${decimal(most * 1000, most < 0.01 ? 1 : 0)} ms`, at.left + at.room - 3, y + 7);
 }
 
 function drawMemory(pen, at, ink, data, axis, perToken) {
@@ -250,18 +304,18 @@ function fill(view) {
   root.classList.add("k2-timeline");
   /** @type {[number, number]} */ let zoom = [0, 1];
   const kept = { canvas: document.createElement("canvas"), key: "" };
-  let known = null, seen = -1, shown = null;
+  let known = null, seen = "", shown = null;
   const set = (value) => { model.set("axis", value); model.save_changes(); panel.paint(); };
   const panel = picturePanel(view, {
     name: "Timeline", label: "Timeline. Arrow keys move, Shift selects, plus and minus zoom, C goes to the next tool call, Enter pins, Escape clears.",
-    tools: [choice("Axis", [["tokens", "tokens"], ["time", "time"]], model.get("axis") ?? "tokens", set, signal)], slim: true,
-    content, at: (x, y, at) => (shown && x >= at.left && x <= at.left + at.room ? { token: shown.axis.token(x), lane: LANES.find((lane) => y >= at.lanes[lane].y && y < at.lanes[lane].y + at.lanes[lane].height + 6) ?? "" } : null),
+    tools: [choice("Axis", [["tokens", "over tokens"], ["time", "over time"]], model.get("axis") ?? "tokens", set, signal)], slim: true,
+    content, at: (x, y, at) => (shown && x >= at.left && x <= at.left + at.room ? { token: shown.axis.token(x), lane: Object.keys(at.lanes).find((lane) => y >= at.lanes[lane].y && y < at.lanes[lane].y + at.lanes[lane].height + 6) ?? "" } : null),
     hover: ({ token }) => store.hover({ playhead: token }),
     drag: (from, to) => { if (from.token !== to.token) store.select({ range: [Math.min(from.token, to.token), Math.max(from.token, to.token) + 1] }); },
     click: ({ token, lane }) => {
       const part = lane === "text" && shown.parts.find((one) => one.start <= token && token < one.stop);
       const call = lane === "tools" && nearestCall(token);
-      if (part) store.select({ range: [part.start, part.stop] });
+      if (part) store.select({ range: [part.start, part.stop], segment: KINDS[part.kind] });
       else if (call) store.select({ range: [call.start, call.stop], playhead: call.stop - 1 });
       else store.pin({ playhead: token });
     },
@@ -286,26 +340,26 @@ function fill(view) {
   function content() {
     const { data } = store, state = store.get("status")?.state;
     if (!data.n) return { why: state === "running" ? "The first token comes soon." : "No tokens in this run." };
-    const answered = data.calls.filter((call) => call && call.ok !== null && call.ok !== undefined).length, stamp = data.n * 1000 + answered;
+    const answered = data.calls.filter((call) => call && call.ok !== null && call.ok !== undefined).length, stamp = `${data.n}|${answered}|${data.moves.length}`;
     if (known?.data !== data || seen !== stamp) {
       const edges = times(data), parts = spans(data);
-      known = { data, edges, parts, calls: asked(data, edges, parts) };
+      known = { data, edges, parts, calls: asked(data, edges, parts), moved: brought(data) };
       seen = stamp;
     }
-    const kind = model.get("axis") === "time" ? "time" : "tokens", head = store.get("playhead"), range = store.range(), { edges, parts, calls } = known;
+    const kind = model.get("axis") === "time" ? "time" : "tokens", head = store.get("playhead"), range = store.range(), { edges, parts, calls, moved } = known;
     const perToken = store.get("status")?.latent_bytes ?? 0, focus = head >= 0 ? calls.find((one) => one.start <= head && head <= one.stop) : undefined;
     const failed = calls.filter((one) => one.call.ok === false).length, retries = calls.filter((one) => one.retry).length;
-    const words = focus ? callWords(focus) : head >= 0 && head < data.n ? `Token ${head}, ${NAMES[KINDS[data.column.kinds[head]]].toLowerCase()}, after ${decimal(edges[head], 2)} s`
-      : `${decimal(edges[data.n], 2)} s · ${calls.length} tool call${calls.length === 1 ? "" : "s"}${failed ? `, ${failed} failed` : ""}${retries ? `, ${retries} retried` : ""}. Drag to select, click a part or call to select its tokens.`;
+    const words = focus ? callWords(focus) : head >= 0 && head < data.n ? `Token ${head}, ${NAMES[KINDS[data.column.kinds[head]]].toLowerCase()}, after ${decimal(edges[head], 2)} s${moved ? `, ${movedWords(moved, head, head + 1)}` : ""}`
+      : `${decimal(edges[data.n], 2)} s · ${calls.length} tool call${calls.length === 1 ? "" : "s"}${failed ? `, ${failed} failed` : ""}${retries ? `, ${retries} retried` : ""}. ${moved ? `${movedWords(moved, 0, data.n)}. ` : ""}Drag to select, click a part or call to select its tokens.`;
     return {
-      place: (width) => place(width),
+      place: (width) => place(width, moved !== null),
       paint: (pen, at, ink) => {
         const axis = scale(kind, data, edges, zoom, at);
         shown = { at, axis, parts, calls, data };
         const below = `${store.epoch}|${seen}|${kind}|${zoom}|${perToken}|${focus?.call.key ?? ""}`;
-        draw(pen, at, ink, { data, edges, parts, calls, axis, range, head, pinned: store.pinned()[0], kind, perToken, focus: focus?.call, kept, stamp: below });
+        draw(pen, at, ink, { data, edges, parts, calls, axis, range, head, pinned: store.pinned()[0], kind, perToken, focus: focus?.call, kept, moved, stamp: below });
       },
-      table: () => ({ caption: "Tool calls in order", head: ["tokens", "tool", "arguments", "state", "seconds", "result", "retry"], rows: calls.map(({ call, start, stop, retry }) => [`${start}–${stop - 1}`, call.name, short(call.arguments, 400), call.ok === null || call.ok === undefined ? "running" : call.ok ? "answered" : "failed", decimal(call.seconds ?? NaN, 3), short(call.content ?? "", 400), String(retry)]) }),
+      table: () => laneRows(known),
       words,
     };
   }

@@ -63,3 +63,21 @@ test("axis steps are round, bytes are readable", () => {
   assert.deepEqual([203, 32768, 7.5].map((span) => timeline.axisStep(span, 10)), [50, 5000, 1]);
   assert.deepEqual([500, 2048, 70 * 1024 * 1024].map(timeline.bytesWords), ["500 B", "2.0 KiB", "70 MiB"]);
 });
+
+test("what an offloading engine brought is shared out over its tokens, and has a lane and words", () => {
+  const data = filled();
+  assert.equal(timeline.brought(data), null);
+  assert.equal(timeline.place(900).lanes.experts, undefined);
+  data.moves = [{ start: 0, tokens: 4, stall: 0.4, hits: 8, misses: 8, bytes: { disk: 4096, host: 4096 } }, { start: 4, tokens: 1, stall: 0, hits: 2, misses: 0, bytes: {} }];
+  const moved = timeline.brought(data);
+  assert.deepEqual([moved.bytes[0], moved.hits[3], moved.misses[3], moved.bytes[4]], [2048, 2, 2, 0]);
+  assert.ok(Math.abs(moved.wait[1] - 0.1) < 1e-6 && timeline.place(900, true).lanes.experts.height > 0);
+  assert.equal(timeline.movedWords(moved, 0, 5), "waited 400.0 ms for experts, 8.0 KiB brought, 56 % were there");
+});
+
+test("the table has every part and every call in order", () => {
+  const data = filled(), edges = timeline.times(data), parts = timeline.spans(data);
+  const { rows } = timeline.laneRows({ edges, parts, calls: timeline.asked(data, edges, parts), moved: null });
+  assert.deepEqual(rows.map((row) => row.slice(0, 2)), [["0–2", "User"], ["3–6", "Thinking"], ["7–10", "Tool call"], ["7–8", "call of a tool"], ["9–10", "call of a tool"], ["11–12", "Answer"]]);
+  assert.match(rows[4][4], /a key · retry 1$/);
+});

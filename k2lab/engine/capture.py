@@ -11,6 +11,7 @@ only, within a budget of bytes; `Dropped` events say what was given up. Not here
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -23,11 +24,12 @@ from k2lab.engine.taps import RouteCapture, chain
 from k2lab.errors import BudgetError, InputError
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2Config
-from k2lab.spec.sites import Tap, match
+from k2lab.spec.sites import Tap, expand, match
 from k2lab.tensors.rope import softmax_scale
 
 BUDGET = 512 * 2**20  # bytes of captured values beyond routes
 FEWEST = 256  # tokens that a budget must hold
+TRIALS = 50  # calls of a tap, to know what one costs
 BLOCKS = 8  # the oldest tokens go in blocks of this part of the budget
 
 Layers = tuple[int, ...] | None
@@ -185,6 +187,7 @@ class Capture:
         self._scale = softmax_scale(config)
         self._room = self._check_budget(config) if self._seen else 0
         self._dropped = 0
+        self._tap_seconds = self._time_of_taps(config)
 
     @property
     def tap(self) -> Tap:
@@ -194,21 +197,33 @@ class Capture:
 
     def take(self, start: int) -> Iterator[Routed | Captured | Dropped]:
         """What was seen since the last call, for tokens from index `start`."""
+        began = time.perf_counter()
         routed = self._routes.take(start) if self._routes else None
         if routed is not None:
-            yield routed
+            yield replace(routed, seconds=time.perf_counter() - began + self._tap_seconds)
         if not self._seen:
             return
+        began = time.perf_counter()
         arrays = {name: self._array(name, values) for name, values in self._seen.items()}
         for values in self._seen.values():
             values.clear()
-        yield Captured(start, self._heads, self._layers, arrays)
+        seconds = time.perf_counter() - began
+        if routed is None:
+            seconds += self._tap_seconds
+        yield Captured(start, self._heads, self._layers, arrays, seconds)
         stop = start + len(next(iter(arrays.values())))
         block = max(1, self._room // BLOCKS)
         first = math.ceil(max(0, stop - self._room) / block) * block
         if first > self._dropped:
             self._dropped = first
             yield Dropped(first, self._level.budget)
+
+    def _time_of_taps(self, config: K2Config) -> float:
+        """Seconds that a forward's calls of the tap take: measured here, not in each forward."""
+        tap, nothing, began = self.tap, torch.empty(0), time.perf_counter()
+        for _ in range(TRIALS):
+            tap("", nothing)
+        return (time.perf_counter() - began) / TRIALS * len(expand(config))
 
     def _see(self, site: str, value: Tensor) -> Tensor:
         seen = self._sees.get(site)

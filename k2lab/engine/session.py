@@ -31,6 +31,8 @@ class Control:
         self._stopped = False
         self._held = False
         self._unit: Unit | None = None  # what one step lets through; None: no stepping
+        self._gap = 0.0  # seconds from one token to the next, at least
+        self._last = 0.0  # when the last token was let through
 
     def stop(self) -> None:
         """Leave at the next layer or token, also out of a pause; nothing takes it back."""
@@ -38,13 +40,13 @@ class Control:
             self._stopped = True
             self._changed.notify_all()
 
-    def pause(self) -> None:
-        """Wait at the next layer or token."""
     @property
     def stopped(self) -> bool:
         """Whether the person pressed Stop."""
         return self._stopped
 
+    def pause(self) -> None:
+        """Wait at the next layer or token."""
         self._set(held=True, unit=None)
 
     def resume(self) -> None:
@@ -54,6 +56,12 @@ class Control:
     def step(self, unit: Unit) -> None:
         """Let one token or one layer through, then wait."""
         self._set(held=False, unit=unit)
+
+    def pace(self, rate: float) -> None:
+        """At most so many tokens a second, for eyes to follow; 0: as fast as it can."""
+        with self._changed:
+            self._gap = 1 / rate if rate else 0.0
+            self._changed.notify_all()
 
     @property
     def paused(self) -> bool:
@@ -69,11 +77,19 @@ class Control:
     def check(self, unit: Unit) -> None:
         """Wait while paused; raise Halted once stopped; spend a step of this unit."""
         with self._changed:
+            if unit == "token":
+                self._keep_pace()
             self._changed.wait_for(lambda: self._stopped or not self._held)
             if self._stopped:
                 raise Halted
             if self._unit == unit:
                 self._unit, self._held = None, True
+
+    def _keep_pace(self) -> None:
+        """Wait until the next token is due; a stop, or another pace, is heard meanwhile."""
+        while not self._stopped and (left := self._last + self._gap - time.monotonic()) > 0:
+            self._changed.wait(left)
+        self._last = time.monotonic()
 
     def _set(self, *, held: bool, unit: Unit | None) -> None:
         with self._changed:
@@ -130,6 +146,10 @@ class Run:
     def resume(self) -> None:
         """Let a paused run go on."""
         self.control.resume()
+
+    def pace(self, rate: float) -> None:
+        """Slow the run down to so many tokens a second; 0: as fast as it can."""
+        self.control.pace(rate)
 
     def step(self, unit: Unit = "token") -> None:
         """Let a paused run do one token or one layer."""

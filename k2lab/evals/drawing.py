@@ -26,7 +26,7 @@ from k2lab.trace.trace import Trace
 from k2lab.widgets import wire
 from k2lab.widgets.base import joined_script, joined_style
 from k2lab.widgets.page import SELECTION
-from k2lab.widgets.source import Facts, Recorded, status_of
+from k2lab.widgets.source import Recorded, status_of
 
 FRAME_TOKENS = 2048
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
@@ -198,14 +198,15 @@ def _served(trace: Trace) -> Iterator[tuple[str, list[int]]]:
     """The address of a page with the trace, and the sizes of what it was sent."""
     sent: list[int] = []
     starts = range(0, len(trace), FRAME_TOKENS)
-    status = status_of(Recorded(trace), Facts(engine="none: made up"), asks=False) | {"can": []}
+    status = status_of(Recorded(trace), trace.facts, asks=False) | {"can": []}
     traits = {
         "store": SELECTION | {"about": wire.about(trace.about), "status": status, "code": ""},
         "view": {"tab": "experts"},
         "frames": len(starts),
     }
     html = (
-        f"<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'><style>{joined_style('page')}</style>"
+        "<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'>"
+        f"<style>{joined_style('page')}</style>"
         f"<main id='k2-run'></main><script type='module'>{joined_script('page')}{START}</script>"
     )
 

@@ -4,10 +4,11 @@ What it is not: a planner; it knows no machine. All counts are exact.
 Source: the shapes in `spec/keys.py`; for Kimi K2 Thinking 1,026,408,232,448 parameters.
 """
 
+import math
 from dataclasses import dataclass
 
-from k2lab.spec.config import DTYPES, K2Config
-from k2lab.spec.keys import ITEM_BYTES
+from k2lab.spec.config import DTYPES, Fp8, K2Config
+from k2lab.spec.keys import ITEM_BYTES, expert_leaves, layer_tensors
 
 SHAPE_BYTES = 8
 """Bytes of one `weight_shape` tensor: two int32."""
@@ -65,12 +66,22 @@ def expert_bytes(config: K2Config) -> int:
     quantization = config.quantization_config
     if quantization is None:
         return count * plain
+    if isinstance(quantization, Fp8):
+        leaves = expert_leaves(config)
+        return sum(math.prod(shape) * ITEM_BYTES[dtype] for _, shape, dtype in leaves)
     return count * quantization.num_bits // 8 + count // quantization.group_size * plain
 
 
 def bytes_on_disk(config: K2Config) -> int:
     """Bytes of all tensors of the checkpoint, file headers not counted."""
     counts, plain = parameters(config), ITEM_BYTES[DTYPES[config.dtype]]
+    if isinstance(config.quantization_config, Fp8):
+        outside = (counts.embedding + counts.head + config.hidden_size) * plain
+        dense = config.num_hidden_layers - len(config.moe_layers)
+        layers = dense * _layer_bytes(config, 0) if dense else 0
+        if config.moe_layers:
+            layers += len(config.moe_layers) * _layer_bytes(config, config.moe_layers[0])
+        return outside + layers
     experts = len(config.moe_layers) * config.n_routed_experts
     biases = experts
     shapes = 0 if config.quantization_config is None else 3 * SHAPE_BYTES
@@ -78,9 +89,19 @@ def bytes_on_disk(config: K2Config) -> int:
     return rest * plain + biases * BIAS_BYTES + experts * (expert_bytes(config) + shapes)
 
 
+def _layer_bytes(config: K2Config, layer: int) -> int:
+    return sum(spec.nbytes for spec in layer_tensors(config, layer))
+
+
 def cache_bytes_per_token(config: K2Config, *, item_bytes: int = 2) -> int:
     """Bytes that one token keeps in the latent cache of all layers; 70,272 for Kimi K2 Thinking."""
     values = config.kv_lora_rank + config.qk_rope_head_dim
+    return config.num_hidden_layers * values * item_bytes
+
+
+def multi_head_bytes_per_token(config: K2Config, *, item_bytes: int = 2) -> int:
+    """Bytes that one token would keep if the keys and values of every head were cached."""
+    values = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
     return config.num_hidden_layers * values * item_bytes
 
 

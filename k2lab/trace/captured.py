@@ -25,7 +25,7 @@ from k2lab.errors import TraceError
 from k2lab.trace.table import Table
 
 NAMES = ("latent", "key_rope", "query_latent", "query_rope", "scores", "choice", "residual")
-HEADED = ("query_latent", "query_rope")
+ATTENTION = NAMES[:4]  # what attention is computed from
 
 
 class CapturedValues:
@@ -126,7 +126,7 @@ class CapturedValues:
         return made
 
 
-LEVEL_OF = dict.fromkeys(NAMES[:4], "attention") | {
+LEVEL_OF = dict.fromkeys(ATTENTION, "attention") | {
     "scores": "scores",
     "choice": "scores",
     "residual": "residual",

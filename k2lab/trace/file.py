@@ -24,8 +24,9 @@ routed, L MoE layers, k slots:
     moved.{part}      …       [forward, …]   as in `ExpertsMoved`; moved.load_end int64 [forward]
 
 Metadata: version, about, kinds, calls, misread, stopped, answer, prefill_seconds, redacted,
-dropped, captured (layers and heads, first token), moved (bytes by link). Empty arrays are there,
-except those of `captured` and `moved`. At K2's size a token with its routes takes 1.63 kB.
+dropped, captured (layers and heads, first token), moved (bytes by link); facts and capture_seconds
+where they are known. Empty arrays are there, except those of `captured` and `moved`. At K2's size a
+token with its routes takes 1.63 kB.
 
 `redact` takes out ids, texts, alternatives, arguments, results and answers, and what was captured
 of the network's inside, from which the text can be computed. Numbers stay, and routing may still
@@ -48,7 +49,7 @@ from k2lab.trace.captured import NAMES, CapturedValues
 from k2lab.trace.mapped import Arrays, damaged, foreign, read
 from k2lab.trace.records import record
 from k2lab.trace.table import Table
-from k2lab.trace.trace import TOKEN, About, CallRecord, Top, Trace
+from k2lab.trace.trace import TOKEN, About, CallRecord, Facts, Top, Trace
 
 VERSION = 1
 KEY = "k2trace"
@@ -77,6 +78,8 @@ def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
         "stopped": None if trace.stopped is None else asdict(_ended(trace.stopped, redact=redact)),
         "answer": "" if redact else trace.answer,
         "prefill_seconds": trace.prefill_seconds,
+        "capture_seconds": trace.capture_seconds,
+        "facts": asdict(trace.facts),
         "redacted": redact,
         "dropped": None if redact or trace.dropped is None else asdict(trace.dropped),
         "captured": {
@@ -142,6 +145,8 @@ def _trace(arrays: Arrays, metadata: dict[str, Any]) -> Trace:
     trace.dropped = None if dropped is None else record(Dropped, dropped)
     trace.answer, trace.redacted = str(metadata["answer"]), bool(metadata["redacted"])
     trace.prefill_seconds = float(metadata["prefill_seconds"])
+    trace.capture_seconds = float(metadata.get("capture_seconds", 0.0))  # not in the first files
+    trace.facts = record(Facts, metadata["facts"]) if "facts" in metadata else Facts()
     trace.captured = _captured(arrays, metadata["captured"])
     trace.moved = list(_moved(arrays, metadata["moved"]))
     return trace

@@ -17,7 +17,7 @@ from k2lab.engine.events import (
     ToolAnswered,
     ToolAsked,
 )
-from k2lab.trace.trace import About, Trace
+from k2lab.trace.trace import About, Facts, Trace
 
 K2_SIZE = About(
     "synthetic, size of Kimi K2 Thinking",
@@ -27,6 +27,12 @@ K2_SIZE = About(
     slots=8,
     scaling=2.827,
     vocab=163_840,
+)
+MADE_UP = Facts(
+    engine="no engine: made up",
+    provenance="missing",
+    latent_bytes=70_272,  # the real model's
+    multi_head_bytes=64 * (192 + 128) * 2 * 61,
 )
 WORDS = (
     "the",
@@ -61,6 +67,7 @@ def synthetic(tokens: int, *, seed: int = 0, about: About = K2_SIZE) -> Trace:
     """A trace of `tokens` tokens, the same for the same seed."""
     draw = np.random.default_rng(seed)
     trace = Trace(about)
+    trace.facts = MADE_UP if about == K2_SIZE else Facts(MADE_UP.engine, provenance="missing")
     kinds = _kinds(tokens)
     calls = 0
     for index, kind in enumerate(kinds):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,9 @@ from k2lab.engine.events import (
 from k2lab.errors import TraceError
 from k2lab.trace.captured import CapturedValues
 from k2lab.trace.table import Table
+
+if TYPE_CHECKING:
+    from k2lab.widgets.dashboard import Dashboard
 
 CODE: dict[str, int] = {kind: code for code, kind in enumerate(KINDS)}
 
@@ -62,6 +66,18 @@ class About:
     def moe_layers(self) -> int:
         """Number of layers with routed experts; routing arrays have this many rows."""
         return self.layers - self.dense_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Where the numbers of a trace come from, in words for a status line."""
+
+    engine: str = ""
+    dtype: str = ""
+    capture: str = "route"
+    provenance: Literal["measured", "derived", "missing"] = "measured"
+    latent_bytes: int = 0  # cached per token, all layers; 0: unknown
+    multi_head_bytes: int = 0  # the same if keys and values of every head were cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,8 @@ class Trace:
         self.stopped: Stopped | None = None
         self.answer = ""
         self.prefill_seconds = 0.0
+        self.capture_seconds = 0.0  # of recording itself
+        self.facts = Facts()
         self.captured = CapturedValues()  # beyond routes, where the capture level asked for it
         self.dropped: Dropped | None = None  # the latest: what the byte budget gave up
         self.redacted = False  # texts and ids were taken out when it was saved
@@ -145,10 +163,12 @@ class Trace:
                 )  # fmt: skip
             case Routed():
                 self._append_routing(event)
+                self.capture_seconds += event.seconds
             case ExpertsMoved():
                 self.moved.append(event)
             case Captured():
                 self.captured.append(event)
+                self.capture_seconds += event.seconds
             case Dropped():
                 self.captured.forget(event.first)
                 self.dropped = event
@@ -263,7 +283,8 @@ class Trace:
         made.moved = [moved for moved in self.moved if moved.start + moved.tokens <= at]
         made.captured = self.captured.fork(at)
         made.dropped, made.redacted = self.dropped, self.redacted
-        made.prefill_seconds = self.prefill_seconds
+        made.prefill_seconds, made.facts = self.prefill_seconds, self.facts
+        made.capture_seconds = self.capture_seconds * at / max(1, len(self))
         return made
 
     def save(self, path: str | Path, *, redact: bool = False) -> Path:
@@ -271,6 +292,12 @@ class Trace:
         from k2lab.trace.file import save
 
         return save(self, Path(path), redact=redact)
+
+    def show(self) -> "Dashboard":
+        """All views of the trace on one page, linked; as a cell's last value it is shown."""
+        from k2lab.widgets.dashboard import Dashboard
+
+        return Dashboard(self)
 
     def to_html(self, path: str | Path) -> Path:
         """Writes one HTML file with the linked widgets, which needs no kernel and no network."""

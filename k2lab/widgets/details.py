@@ -15,6 +15,7 @@ import numpy as np
 
 from k2lab.errors import InputError, K2LabError
 from k2lab.trace import attention
+from k2lab.trace.captured import ATTENTION
 from k2lab.trace.trace import Trace
 from k2lab.widgets import wire
 
@@ -65,7 +66,7 @@ class CapturedDetails:
     def attention(self, trace: Trace, token: int, layer: int) -> Detail:
         """Attention from the captured latents."""
         held = trace.captured
-        known = layer in held.layers("latent") and layer in held.layers("query_latent")
+        known = all(layer in held.layers(name) for name in ATTENTION)
         if not known or not held.first <= token < held.stop:
             return Detail("missing", note=f"Attention was not captured. {LIVE}")
         found = attention.reading(trace, layer, token)

@@ -7,21 +7,22 @@ Model text is data here: JSON in which `<` is written as an escape, so it can en
 import base64
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from k2lab.trace.trace import Trace
 from k2lab.widgets import wire
 from k2lab.widgets.base import joined_script, joined_style
-from k2lab.widgets.details import Detail
+from k2lab.widgets.details import CapturedDetails, Detail
 from k2lab.widgets.source import Facts, Recorded, status_of
 
 FRAME_TOKENS = 4096
+DETAIL_BYTES = 2_000_000  # of captured values in a page; base64 makes them a third more
 STYLE = """
 :root { color-scheme: light dark; }
 body { margin: 0 auto; padding: 8px 12px; max-width: 1500px; background: Canvas; color: CanvasText;
-  font-family: system-ui, sans-serif; }
+  font-family: system-ui, sans-serif; --k2-side: clamp(458px, 100vh - 276px, 760px); }
 """
 
 Message = tuple[dict[str, Any], list[bytes]]
@@ -46,7 +47,7 @@ def page(
     for header, buffers in messages:
         listed.append((header, [f"k2-bytes-{len(blocks) + k}" for k in range(len(buffers))]))
         blocks += [base64.b64encode(buffer).decode("ascii") for buffer in buffers]
-    status = status_of(Recorded(trace), facts or Facts(), asks=False) | {"can": []}
+    status = status_of(Recorded(trace), facts or trace.facts, asks=False) | {"can": []}
     store = SELECTION | {"about": wire.about(trace.about), "status": status, "code": code}
     name = html.escape(title or f"{trace.about.model}: {len(trace)} tokens")
     return "\n".join(
@@ -67,11 +68,33 @@ def page(
     )
 
 
-def write(trace: Trace, path: Path) -> Path:
-    """The file with the trace's page; one of this name is replaced once the new one is whole."""
+def write(
+    trace: Trace, path: Path, *, code: str = "", details: Mapping[str, Detail] | None = None
+) -> Path:
+    """The file with the trace's page; one of this name is replaced once the new one is whole.
+
+    What the trace holds of the network's inside goes with it, as far as there is room.
+    """
+    held = {**captured(trace), **(details or {})}
     part = path.with_name(path.name + ".part")
-    part.write_text(page(trace), encoding="utf-8")
+    part.write_text(page(trace, code=code, details=held.items()), encoding="utf-8")
     return part.replace(path)
+
+
+def captured(trace: Trace, room: int = DETAIL_BYTES) -> dict[str, Detail]:
+    """Captured scores and attention by key, of the newest tokens whose bytes fit."""
+    known, found = CapturedDetails(), dict[str, Detail]()
+    for token in reversed(range(trace.captured.first, trace.captured.stop)):
+        asked = {f"route:{token}:-1": known.route(trace, token)}
+        for layer in range(trace.about.layers):
+            asked[f"attention:{token}:{layer}"] = known.attention(trace, token, layer)
+        measured = {key: each for key, each in asked.items() if each.provenance != "missing"}
+        arrays = (array for each in measured.values() for array in each.arrays.values())
+        room -= sum(array.nbytes for array in arrays)
+        if room < 0 or not measured:
+            break
+        found |= measured
+    return found
 
 
 SELECTION: dict[str, Any] = {
@@ -97,7 +120,8 @@ def _frames(trace: Trace) -> Iterable[Message]:
     for start in range(0, max(1, len(trace)), FRAME_TOKENS):
         stop = min(len(trace), start + FRAME_TOKENS)
         routed = slice(min(start, trace.routed), min(stop, trace.routed))
-        header, buffers = wire.frame(trace, slice(start, stop), routed)
+        moved = slice(0, len(trace.moved) if start == 0 else 0)
+        header, buffers = wire.frame(trace, slice(start, stop), routed, moved)
         calls = [wire.call(place, call) for place, call in enumerate(trace.calls)] * (start == 0)
         yield header | {"epoch": 1, "about": about, "calls": calls}, buffers
 

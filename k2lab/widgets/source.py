@@ -3,12 +3,13 @@
 Not here: the store itself, which sends it to the page.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from k2lab.errors import InputError
+from k2lab.trace.trace import Facts as Facts
 from k2lab.trace.trace import Trace
 
 
@@ -44,21 +45,13 @@ class RunLike(Protocol):
         """Let one token or layer through."""
         ...
 
+    def pace(self, rate: float) -> object:
+        """At most so many tokens a second; 0: as fast as it can."""
+        ...
+
     def wait(self, timeout: float | None = None) -> object:
         """Return once it has ended."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the status line says about where the numbers come from."""
-
-    engine: str = ""
-    dtype: str = ""
-    capture: str = "route"
-    provenance: Literal["measured", "derived", "missing"] = "measured"
-    latent_bytes: int = 0  # cached per token, all layers; 0: unknown
-    multi_head_bytes: int = 0  # the same if keys and values of every head were cached
 
 
 class Recorded:
@@ -89,6 +82,10 @@ class Recorded:
         """Refused."""
         self.stop()
 
+    def pace(self, _rate: float) -> None:
+        """Refused."""
+        self.stop()
+
 
 def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
     """The `status` trait: state, speed and origin, for the status line and the buttons."""
@@ -106,14 +103,31 @@ def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
         "speed": speed(run.trace, whole=run.done),
         "controls": not isinstance(run, Recorded) and not run.done,
         "asks": asks,
+        **cost_of(run.trace),
         **asdict(facts),
     }
 
 
+def cost_of(trace: Trace) -> dict[str, float]:
+    """What recording has cost so far: bytes per token, and its share of the run's time."""
+    times = trace.seconds[~np.isnan(trace.seconds)]
+    seconds = float(times[-1]) if len(times) else 0.0
+    held = trace.experts.nbytes + trace.weights.nbytes + trace.margin.nbytes + trace.captured.nbytes
+    return {
+        "capture_bytes": round(held / trace.routed, 1) if trace.routed else 0.0,
+        "capture_share": round(min(1.0, trace.capture_seconds / seconds), 4) if seconds else 0.0,
+    }
+
+
 def code_of(run: RunLike) -> str:
-    """Code that gives the run again, where the run can tell it."""
+    """Code that gives the run again, where the run can tell it; else a comment on why not."""
     tell = getattr(run, "code", None)
-    return str(tell()) if callable(tell) else ""
+    if not callable(tell):
+        return ""
+    try:
+        return str(tell())
+    except InputError as error:
+        return f"# {error.found} {error.mend}\n"
 
 
 def speed(trace: Trace, *, whole: bool) -> float:

@@ -36,7 +36,7 @@ ACTIONS = ("branch", "treat", "save", "export")
 edits; write the trace; write the page as HTML."""
 
 
-MESSAGES = ("stop", "pause", "resume", "step", "resync", "ask", "detail", *ACTIONS)
+MESSAGES = ("stop", "pause", "resume", "step", "pace", "resync", "ask", "detail", *ACTIONS)
 
 
 class Store(K2Widget):
@@ -77,7 +77,7 @@ class Store(K2Widget):
         actions: Mapping[str, Action] | None = None,
     ) -> None:
         self.source: RunLike = Recorded(run) if isinstance(run, Trace) else run
-        self.facts = facts or Facts()
+        self._facts = facts
         self.on_ask = on_ask
         self.actions = dict(actions or {})
         self.details = details or CapturedDetails()
@@ -102,6 +102,11 @@ class Store(K2Widget):
                 self.playhead = self.layer = self.expert = self.head = -1
                 self.pin, self.range = [-1, -1, -1], []
         self._ensure_feeding()
+
+    @property
+    def facts(self) -> Facts:
+        """Where the numbers come from: as given, else as the trace says."""
+        return self._facts or self.source.trace.facts
 
     def summary(self) -> str:
         """Tokens and state, as in every view of this store."""
@@ -158,7 +163,8 @@ class Store(K2Widget):
 
     def _pending(self) -> bool:
         trace, cursor = self.source.trace, self._cursor
-        return (cursor.token, cursor.routed) != (len(trace), min(trace.routed, len(trace)))
+        there = len(trace), min(trace.routed, len(trace)), len(trace.moved)
+        return (cursor.token, cursor.routed, cursor.moved) != there
 
     def _send_frame(self) -> bool:
         """Sends one frame; whether there is more to send right away."""
@@ -175,11 +181,15 @@ class Store(K2Widget):
             length = len(trace)
             token = min(length, cursor.token + cursor.rows(trace))
             routed = min(token, trace.routed, cursor.routed + cursor.rows(trace))
+            moved = min(len(trace.moved), cursor.moved + cursor.rows(trace))
             header, buffers = wire.frame(
-                trace, slice(cursor.token, token), slice(cursor.routed, routed)
+                trace,
+                slice(cursor.token, token),
+                slice(cursor.routed, routed),
+                slice(cursor.moved, moved),
             )
             header |= {"epoch": self.epoch, "about": self.about, "calls": calls}
-            cursor.token, cursor.routed = token, routed
+            cursor.token, cursor.routed, cursor.moved = token, routed, moved
             self.send(header, buffers)
             return self._pending()
 
@@ -188,9 +198,11 @@ class Store(K2Widget):
         return status_of(self.source, self.facts, asks=self.on_ask is not None) | {"can": can}
 
     def _send_status(self) -> None:
-        status = self._status()
+        status, before = self._status(), self.status.get("state")
         if status != self.status:
             self.status = status
+        if status["state"] != before:  # a run that was stopped is another one than was begun
+            self.code = code_of(self.source)
 
     def _on_message(self, _: Any, content: Any, __: Any) -> None:
         try:
@@ -213,6 +225,8 @@ class Store(K2Widget):
                 self.source.resume()
             case "step":
                 self.source.step(_unit(content.get("unit")))
+            case "pace":
+                self.source.pace(_rate(content.get("rate")))
             case "resync":
                 self._resync(content)
             case "ask":
@@ -229,15 +243,15 @@ class Store(K2Widget):
             self._ensure_feeding()
 
     def _resync(self, content: Mapping[str, Any]) -> None:
-        start, routed = content.get("from"), content.get("routed", content.get("from"))
+        start, moved = content.get("from"), content.get("moved", 0)
+        routed = content.get("routed", start)
         with self._lock:
             length = len(self.source.trace)
             if content.get("epoch", self.epoch) != self.epoch:
-                start = routed = 0
-            if not (_index(start, length) and _index(routed, length)):
+                start = routed = moved = 0
+            if not all(_index(place, length) for place in (start, routed, moved)):
                 raise refused(f"A resync from {start!r}, {routed!r}", f"positions in 0 … {length}")
-            assert isinstance(start, int) and isinstance(routed, int)
-            self._cursor = Cursor(token=start, routed=routed)
+            self._cursor = Cursor(start, routed, moved)  # type: ignore[arg-type]
         self._ensure_feeding()
 
     def _act(self, name: str, content: Mapping[str, Any]) -> None:
@@ -269,8 +283,8 @@ class Store(K2Widget):
 class Cursor:
     """What of a trace has been sent."""
 
-    def __init__(self, token: int = 0, routed: int = 0) -> None:
-        self.token, self.routed = token, routed
+    def __init__(self, token: int = 0, routed: int = 0, moved: int = 0) -> None:
+        self.token, self.routed, self.moved = token, routed, moved
         self.calls: list[CallRecord] = []
 
     @staticmethod
@@ -291,6 +305,12 @@ def _unit(unit: Any) -> Literal["token", "layer"]:
     if unit == "layer":
         return "layer"
     raise refused(f"A step of {unit!r}", "'token' or 'layer'")
+
+
+def _rate(rate: Any) -> float:
+    if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1000:
+        return float(rate)
+    raise refused(f"A pace of {rate!r}", "0 … 1000 tokens a second; 0: as fast as it can")
 
 
 def _index(value: Any, length: int) -> bool:

@@ -36,8 +36,12 @@ def unpack(layout: str, buffers: list[bytes]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def frame(trace: Trace, tokens: slice, routed: slice) -> tuple[dict[str, Any], list[bytes]]:
-    """Header and buffers with the given tokens and the routing of the given tokens."""
+def frame(
+    trace: Trace, tokens: slice, routed: slice, moved: slice = slice(0)
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Header and buffers with the given tokens, their routing, and what was brought for them."""
+    moves = trace.moved[moved]
+    links = sorted({link for each in moves for link in each.bytes_moved})
     tops = trace.top[tokens]
     flat = [entry for top in tops for entry in top]
     layout, buffers = pack(
@@ -53,12 +57,22 @@ def frame(trace: Trace, tokens: slice, routed: slice) -> tuple[dict[str, Any], l
             "experts": trace.experts[routed],
             "weights": trace.weights[routed],
             "margin": trace.margin[routed],
+            "move_start": np.array([each.start for each in moves], np.uint32),
+            "move_tokens": np.array([each.tokens for each in moves], np.uint32),
+            "move_stall": np.array([each.stall.sum() for each in moves], np.float32),
+            "move_hits": np.array([each.hits.sum() for each in moves], np.uint32),
+            "move_misses": np.array([each.misses.sum() for each in moves], np.uint32),
+            "move_bytes": np.array(  # [move, link]; float32, as K2 moves more than 4 GiB a token
+                [[each.bytes_moved.get(link, 0) for link in links] for each in moves], np.float32
+            ).reshape(len(moves), len(links)),
         }
     )
     header = {
         "type": "frame",
         "start": tokens.start,
         "routed": routed.start,
+        "moved": moved.start or 0,
+        "links": links,
         "arrays": layout,
         "texts": trace.texts[tokens],
         "tops": [text for _, text, _ in flat],

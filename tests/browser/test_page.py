@@ -139,6 +139,20 @@ def test_hovering_a_token_shows_in_every_view(reader: "Person", tmp_path: Path) 
     assert not reader.problems
 
 
+def test_a_part_is_chosen_by_its_letter_in_every_view(reader: "Person", tmp_path: Path) -> None:
+    opened(reader, written(recorded(" word"), tmp_path))
+    reader.page.get_by_label("Show").select_option("range")
+    reader.page.get_by_role("button", name="Answer", exact=True).click()
+    legend = "document.querySelector('.k2-experts .k2-legend').textContent"
+    reader.until(f"/6 tokens, all of Answer/.test({legend})")
+    assert reader.page.locator(".k2-mine").count() == 1
+    reader.page.get_by_role("tab", name="Routing").click()
+    reader.until("document.querySelector('.k2-lens .k2-tray select').value === 'answer'")
+    reader.page.locator(".k2-scroll").press("Escape")
+    reader.until("!document.querySelector('.k2-mine')")
+    assert not reader.problems
+
+
 def test_every_view_can_be_used_with_the_keyboard_alone(reader: "Person", tmp_path: Path) -> None:
     opened(reader, written(recorded(" word"), tmp_path))
     reader.page.mouse.move(1279, 799)
@@ -172,10 +186,11 @@ def test_every_view_can_be_used_with_the_keyboard_alone(reader: "Person", tmp_pa
         reader.press("ArrowRight", "ArrowDown", "ArrowRight")
         reader.until(f"{said}.length > 5")
         reader.press("Enter")
-        if tab == "Routing":
-            reach("Zero")
+        if tab in ("Routing", "Attention"):  # an expert's and a head's edit, in one tray
+            reach("Zero head" if tab == "Attention" else "Zero")
             reader.press("Enter")
-            reader.until("document.querySelectorAll('.k2-edits li').length === 1")
+            edits = f"document.querySelectorAll('.k2-{view} .k2-edits li').length"
+            reader.until(f"{edits} === {1 if tab == 'Routing' else 2}")
     reader.press("Escape")
     reach("Timeline.")
     reader.press("c")

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import urllib.request
 
 import pytest
 
-from k2lab.evals.drawing import _served, drawing
+from k2lab.evals.drawing import _served
 from k2lab.trace.synthetic import synthetic
 
 
@@ -26,8 +28,14 @@ def test_a_small_run_is_opened_and_moved_in_a_browser():
     pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("Chromium is not installed")
-    found = drawing(tokens=600, repeats=1)
-    assert (found.tokens, found.layers, found.experts, found.slots) == (600, 60, 384, 8)
-    assert found.open_seconds > 0 and found.megabytes > 0.9
-    for movement in (found.idle, found.pan, found.brush, found.hover):
-        assert movement.frames_per_second > 0 and movement.slow_ms > 0
+    # In a process of its own: one process has one playwright, and the browser tests have theirs.
+    command = ["bench", "widgets", "--tokens", "600", "--repeats", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "k2lab", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [found[name] for name in ("tokens", "layers", "experts", "slots")] == [600, 60, 384, 8]
+    assert found["open_seconds"] > 0 and found["megabytes"] > 0.9
+    for movement in (found[name] for name in ("idle", "pan", "brush", "hover")):
+        assert movement["frames_per_second"] > 0 and movement["slow_ms"] > 0

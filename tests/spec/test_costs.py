@@ -37,6 +37,7 @@ def test_published_figures_of_k2_thinking() -> None:
     assert costs.expert_bytes(K2_THINKING) == 24_772_608
     assert round(costs.bytes_on_disk(K2_THINKING) / 1e8) == 5942
     assert costs.cache_bytes_per_token(K2_THINKING) == 70_272
+    assert costs.multi_head_bytes_per_token(K2_THINKING) == 64 * (192 + 128) * 2 * 61
 
 
 @pytest.mark.parametrize(
