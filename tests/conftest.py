@@ -198,6 +198,7 @@ def _tiny_config(**changes: Any) -> K2Config:
             "n_routed_experts": 16,
             "num_experts_per_tok": 4,
             "max_position_embeddings": 512,
+            "rope_scaling": None,
             "bos_token_id": VOCABULARY - 256,
             "eos_token_id": VOCABULARY - 254,
             "pad_token_id": VOCABULARY - 1,

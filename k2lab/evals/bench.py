@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -227,6 +228,8 @@ def _by_generate(model: Any, prompt: Sequence[int]) -> Decoder:
 def _by_forward(model: Any, prompt: Sequence[int]) -> Decoder:
     """Greedy decoding by the peer's forward and cache, with nothing around them."""
     given = torch.tensor([list(prompt)])
+    # Its argument was renamed in transformers 5.24.
+    kept = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
     def run(tokens: int) -> tuple[float, list[int]]:
         ids: list[int] = []
@@ -236,7 +239,7 @@ def _by_forward(model: Any, prompt: Sequence[int]) -> Decoder:
             for _ in range(tokens):
                 chosen = state.logits[:, -1:].argmax(-1)
                 ids.append(int(chosen))
-                state = model(chosen, past_key_values=state.past_key_values, use_cache=True)
+                state = model(chosen, **{kept: state.past_key_values}, use_cache=True)
             return time.perf_counter() - began, ids
 
     return run

@@ -9,7 +9,10 @@ import pytest
 from k2lab.engine.events import (
     KINDS,
     Answered,
+    Captured,
+    Dropped,
     Event,
+    ExpertsMoved,
     Misread,
     PromptRead,
     Reason,
@@ -24,6 +27,9 @@ EXAMPLES: tuple[Event, ...] = (
     PromptRead(0, (1,), ("a",), ("user",), 0.1),
     TokenChosen(1, 2, "b", "answer", -0.1, 0.2, ((2, "b", 0.9),), 0.3),
     Routed(0, np.zeros((1, 1, 1)), np.zeros((1, 1, 1)), np.zeros((1, 1))),
+    ExpertsMoved(0, 1, 2, np.ones(1, int), np.ones(1, int), np.zeros(1), np.zeros((1, 4), int), {}),
+    Captured(0, (0,), {"residual": (1,)}, {"residual": np.zeros((1, 1, 4))}),
+    Dropped(256, 4096),
     ToolAsked("0.0", "functions.f:0", "f", "{}", 1),
     ToolAnswered("0.0", "f", "x", True, 0.0),
     Misread("truncated", "functions.f:0"),
@@ -41,6 +47,12 @@ def name(event: Event) -> str:
             return "token"
         case Routed():
             return "routing"
+        case ExpertsMoved():
+            return "moved"
+        case Captured():
+            return "captured"
+        case Dropped():
+            return "dropped"
         case ToolAsked():
             return "asked"
         case ToolAnswered():

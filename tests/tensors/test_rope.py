@@ -30,7 +30,11 @@ DEEPSEEK = replace(
 
 @pytest.mark.parametrize(
     ("config", "scale"),
-    [(K2_THINKING, 0.1446796258), (FACTOR_32, 0.1308607968), (K2_NANO, 64**-0.5)],
+    [
+        (K2_THINKING, 0.1446796258),
+        (FACTOR_32, 0.1308607968),
+        (K2_NANO, 64**-0.5 * (0.1 * math.log(8) + 1) ** 2),
+    ],
 )
 def test_the_softmax_scale_is_the_published_one(config: K2Config, scale: float) -> None:
     assert softmax_scale(config) == pytest.approx(scale, abs=5e-9)

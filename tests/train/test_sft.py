@@ -227,7 +227,7 @@ def test_spread_positions_keep_their_order_and_their_room() -> None:
 def test_spreading_changes_what_is_learned_and_nothing_when_off(
     config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    plan = replace(PLAN, steps=3)
+    plan = replace(PLAN, steps=3, reach_from=0.0)
     off = trained(config, tiny_tokenizer, plan, tmp_path / "off")
     again = trained(config, tiny_tokenizer, plan, tmp_path / "again")
     far = trained(config, tiny_tokenizer, replace(plan, reach=4000), tmp_path / "far")
