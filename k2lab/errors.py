@@ -11,6 +11,7 @@
     ├─ SiteError           a site pattern that matches nothing
     ├─ ToolError           a tool whose schema or function cannot be used
     ├─ TransientError      a failure in passing: the same request may be sent again
+    ├─ JournalError        a journal that cannot be begun, read or gone on with
     ├─ BusyError           a second run while the engine is busy
     ├─ TraceError          a trace that cannot be read or shown
     └─ MissingError        an optional package, file or asset that is not there
@@ -70,6 +71,10 @@ class TransientError(K2LabError, ConnectionError):
         """`after`: seconds that were asked for before the next attempt."""
         self.after = after
         super().__init__(found, expected="an answer.", mend="Try again.")
+
+
+class JournalError(K2LabError, ValueError):
+    """A journal that is there already, that was tampered with, or that does not fit the run."""
 
 
 class BusyError(K2LabError, RuntimeError):

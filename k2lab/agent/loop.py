@@ -60,6 +60,7 @@ class Place:
     steps: int = 0  # turns before this one
     seconds: float = 0.0  # on the run's clock
     tokens: int = 0  # chosen before, for the budget
+    cost: float = 0.0  # of the calls before, for the budget
     signatures: tuple[str, ...] = ()  # of the steps before, for `Repeats`
     by_hand: bool = False  # a person ended the turn: it is taken as it is, and not asked on
 
@@ -128,7 +129,7 @@ class _Loop:
         stop_ids = frozenset(mind.model.config.stop_ids)
         self.settings = replace(settings, stop_ids=stop_ids, clock=clock)
         self.meter = Meter(terms.budget, clock, terms.halted)
-        self.meter.tokens = place.tokens
+        self.meter.tokens, self.meter.cost = place.tokens, place.cost
         self.repeats = Repeats(place.signatures)
         schemas = {tool.name: tool.parameters for tool in tools}
         self.pen = Pen(mind, place.cache, schemas, self.meter)
@@ -147,13 +148,16 @@ class _Loop:
     def _run(self) -> Steps:
         place, most = self.place, self.terms.budget.steps
         prompt, begun, nudges = place.prompt, place.turn, 0
+        self.terms.witness.note("opened", given=prompt)
         for step in range(place.steps, most):
             self.meter.check()
             left = max(0, self.meter.left(self.settings.max_tokens))
             settings = replace(self.settings, max_tokens=left, turn=begun)
             written = yield from self.pen.write(prompt, settings)
             turn, begun = written.turn, ()
-            self.terms.witness.note("turn", step=step, given=prompt, chosen=written.ids)
+            self.terms.witness.note(
+                "turn", step=step, given=prompt, chosen=written.ids, seconds=self.meter.clock()
+            )
             for error in turn.errors:
                 yield Misread(error.kind, error.text)
             if not written.whole:
@@ -205,7 +209,7 @@ class _Loop:
             for key, call in asked.items()
         ]
         known = signature(self._parts(turn, [outcomes[key] for key in asked]))
-        self.terms.witness.note("step", step=step, signature=known)
+        self.terms.witness.note("step", step=step, mark=known)
         repeated = self.repeats.step(known)
         if repeated is not None:
             yield repeated
@@ -268,7 +272,7 @@ class _Loop:
         self.meter.pay(job.tool.name, job.tool.cost)
         self.terms.witness.note(
             "asked", key=job.key, name=job.tool.name, arguments=dict(job.arguments),
-            effect=job.tool.effect,
+            effect=job.tool.effect, cost=job.tool.cost,
         )  # fmt: skip
 
     def _answered(self, key: str, name: str, outcome: Outcome, seconds: float) -> ToolAnswered:

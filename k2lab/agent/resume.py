@@ -1,0 +1,140 @@
+"""Where an interrupted run stood: from a journal to a place in the conversation.
+
+The tokens are read again exactly as they were. Calls whose results are known are not made again;
+of those that were begun, the ones that are safe to repeat are made once more, and for the others
+the model gets to read that their outcome is unknown. Only what the model was writing when it was
+interrupted is lost: it is written anew.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from k2lab.agent.journal import Journal, Record
+from k2lab.agent.loop import Place
+from k2lab.agent.terms import Decision, Guard, Request
+from k2lab.agent.tools import Outcome, Tool, canonical_arguments
+from k2lab.agent.turns import Mind
+from k2lab.engine.generate import Prompt
+from k2lab.errors import JournalError
+from k2lab.model.cache import LatentCache
+
+UNKNOWN = "error: interrupted; the outcome is unknown: it may or may not have been done"
+
+CLOSED = frozenset({"answer", "loop"})
+"""Ends after which there is nothing to go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A run that can go on."""
+
+    place: Place
+    recalled: Mapping[str, Outcome]  # of the calls of its last turn
+    unknown: tuple[str, ...]  # keys of calls whose outcome nobody knows
+    asked: tuple[tuple[str, str], ...]  # (name, arguments) of all calls that were answered
+
+
+def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupted:
+    """Where the run of these records stood; outcomes that are now unknown are written down."""
+    last = next((each for each in reversed(records) if each.kind in ("ended", "resumed")), None)
+    if last is not None and last.kind == "ended" and last.facts["reason"] in CLOSED:
+        raise _no_way_on(f"The run ended: {last.facts['reason']}", "a run that was interrupted")
+    opened = next((each for each in records if each.kind == "opened"), None)
+    if opened is None:
+        raise _no_way_on("The run was interrupted before it began", "a run with a prompt")
+    prompt = _tokens(opened.facts["given"], journal, mind)
+    turns = {each.facts["step"]: each.facts for each in records if each.kind == "turn"}
+    turn: tuple[int, ...] = ()
+    tokens = 0
+    for facts in turns.values():
+        if facts["given"] is not None:
+            prompt = _joined(prompt, _tokens(facts["given"], journal, mind))
+        chosen = _tokens(facts["chosen"], journal, mind)
+        prompt, turn, tokens = _joined(prompt, chosen), chosen.ids, tokens + len(chosen.ids)
+    step = max(turns, default=0)
+    recalled, unknown = _outcomes(records, step, journal)
+    for key in unknown:
+        recalled[key] = Outcome(UNKNOWN, ok=False)
+        journal.note("answered", key=key, content=UNKNOWN, ok=False)
+    known = {each.facts["step"]: each.facts["mark"] for each in records if each.kind == "step"}
+    asked = {each.facts["key"]: each.facts for each in records if each.kind == "asked"}
+    place = Place(
+        prompt,
+        LatentCache(mind.model.config),
+        turn=turn,
+        steps=step,
+        seconds=turns[step]["seconds"] if turns else 0.0,
+        tokens=tokens,
+        cost=sum(each["cost"] for each in asked.values()),
+        signatures=tuple(text for number, text in sorted(known.items()) if number < step),
+    )
+    answered = {each.facts["key"] for each in records if each.kind == "answered"}
+    made = [each for key, each in asked.items() if key in answered]
+    texts = tuple((each["name"], canonical_arguments(_json(each, journal))) for each in made)
+    return Interrupted(place, recalled, tuple(unknown), texts)
+
+
+def tell_again(records: Sequence[Record], guard: Guard, tools: Mapping[str, Tool]) -> None:
+    """Bring a guard to where that of the run was: what was decided, and what was read."""
+    decided: dict[str, Decision] = {}
+    ended = {each.facts["key"] for each in records if each.kind == "answered"}
+    asked: dict[str, Mapping[str, Any]] = {}
+    for each in records:
+        facts = each.facts
+        match each.kind:
+            case "decided":
+                decided[facts["key"]] = Decision(facts["verdict"], facts["why"], facts["by"])
+            case "asked" if facts["name"] in tools and facts["key"] not in asked:
+                asked[facts["key"]] = facts
+                again = facts["key"] not in ended and facts["effect"] != "writes"
+                if facts["key"] in decided and not again:  # else it is decided about anew
+                    tool = tools[facts["name"]]
+                    request = Request(facts["key"], tool, facts["arguments"], "", "")
+                    guard.made(request, decided[facts["key"]])
+            case "answered" if facts["key"] in asked:
+                name = asked[facts["key"]]["name"]
+                outcome = Outcome(facts["content"], ok=facts["ok"])
+                guard.answered(facts["key"], tools[name], outcome)
+
+
+def _outcomes(
+    records: Sequence[Record], step: int, journal: Journal
+) -> tuple[dict[str, Outcome], list[str]]:
+    """Of the last turn's calls: known outcomes, and keys of those that nobody knows."""
+    recalled: dict[str, Outcome] = {}
+    begun: dict[str, str] = {}
+    for each in records:
+        facts = each.facts
+        if each.kind not in ("asked", "answered") or not facts["key"].startswith(f"{step}."):
+            continue
+        if each.kind == "asked":
+            begun[facts["key"]] = facts["effect"]
+        else:
+            content = journal.veil.show(facts["content"])
+            recalled[facts["key"]] = Outcome(content, ok=facts["ok"])
+    dangling = begun.keys() - recalled.keys()
+    return recalled, sorted(key for key in dangling if begun[key] == "writes")
+
+
+def _tokens(hidden: Any, journal: Journal, mind: Mind) -> Prompt:
+    if journal.veil.missing(hidden):
+        raise _no_way_on("The journal has secrets that are not at hand", "the run's secrets")
+    return journal.veil.show_tokens(hidden, mind.tokenizer)
+
+
+def _json(facts: Mapping[str, Any], journal: Journal) -> str:
+    return journal.veil.show(json.dumps(facts["arguments"], ensure_ascii=False))
+
+
+def _joined(first: Prompt, then: Prompt) -> Prompt:
+    return Prompt(first.ids + then.ids, first.texts + then.texts, first.kinds + then.kinds)
+
+
+def _no_way_on(found: str, expected: str) -> JournalError:
+    return JournalError(
+        f"{found}.",
+        expected=f"{expected}.",
+        mend="Give what is missing, or begin a new run with `lab.run`.",
+    )
