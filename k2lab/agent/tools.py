@@ -195,13 +195,25 @@ def read_arguments(tool: Tool, text: str) -> dict[str, Any]:
         raise _unfit(f"the arguments are not JSON: {error}", tool) from error
     if not isinstance(arguments, dict):
         raise _unfit(f"wrong arguments: {text[:40]} is not an object", tool)
-    from jsonschema.exceptions import best_match
-
-    problem = best_match(_validator(_canonical(tool.parameters)).iter_errors(arguments))
-    if problem is not None:
-        where = "".join(f" at {step!r}" for step in problem.absolute_path)
-        raise _unfit(f"wrong arguments{where}: {problem.message}", tool)
+    problem = misfit(tool.parameters, arguments)
+    if problem:
+        raise _unfit(f"wrong arguments{problem}", tool)
     return arguments
+
+
+def misfit(schema: Mapping[str, Any], value: object) -> str:
+    """Where and why a value does not fit a schema, to stand after a word; empty if it fits."""
+    from jsonschema.exceptions import SchemaError, best_match
+    from referencing.exceptions import Unresolvable
+
+    try:
+        problem = best_match(_validator(_canonical(schema)).iter_errors(value))
+    except (SchemaError, Unresolvable, TypeError, ValueError) as error:
+        return f": the schema cannot be used ({type(error).__name__})"
+    if problem is None:
+        return ""
+    where = "".join(f" at {step!r}" for step in problem.absolute_path)
+    return f"{where}: {problem.message}"
 
 
 def canonical_arguments(text: str) -> str:
@@ -285,10 +297,11 @@ def _canonical(parameters: Mapping[str, Any]) -> str:
 def _validator(schema_text: str) -> "Draft202012Validator":
     """The validator of a schema text; kept, since checking a schema costs a millisecond."""
     from jsonschema import Draft202012Validator
+    from referencing import Registry
 
     schema = json.loads(schema_text)
     Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema)
+    return Draft202012Validator(schema, registry=Registry())  # fetches nothing from anywhere
 
 
 def _no_constant(text: str) -> NoReturn:
