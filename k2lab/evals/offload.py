@@ -25,11 +25,10 @@ from k2lab.errors import MissingError
 from k2lab.model.cache import LatentCache
 from k2lab.model.export import export_transformers
 from k2lab.model.k2 import K2
-from k2lab.model.load import compute_dtype
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import bytes_on_disk
 from k2lab.tensors.shards import Shards
-from k2lab.weights.budget import Offload, needs
+from k2lab.weights.budget import Offload, compute_dtype, needs
 from k2lab.weights.slab import Slabs
 from k2lab.weights.tiered import DISK, Tiered
 

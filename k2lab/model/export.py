@@ -20,8 +20,9 @@ from k2lab.errors import InputError
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import bytes_on_disk
 from k2lab.spec.keys import shard_of, tensors
-from k2lab.tensors.int4 import dequantise, unpack
 from k2lab.tensors.shards import INDEX, SINGLE, Shards, check
+from k2lab.tensors.stored import plain, raw
+from k2lab.weights.dense import SCALE
 
 SINGLE_LIMIT = 2**31  # bytes up to which all tensors go into one file
 SUMS = "SHA256SUMS"
@@ -47,8 +48,8 @@ def export_transformers(source: Path, target: Path) -> Path:
     for file in _files(source):
         if file.suffix != ".safetensors" and file.name not in ("config.json", INDEX, SUMS):
             shutil.copy2(file, target / file.name)
-    plain = replace(config, model_type=PEER_MODEL_TYPE, quantization_config=None, dtype="bfloat16")
-    return write_checkpoint(target, plain, _plain(shards, plain))
+    flat = replace(config, model_type=PEER_MODEL_TYPE, quantization_config=None, dtype="bfloat16")
+    return write_checkpoint(target, flat, _plain(shards, flat))
 
 
 def write_checkpoint(folder: Path, config: K2Config, named: Iterable[tuple[str, Tensor]]) -> Path:
@@ -84,16 +85,16 @@ def sha256(file: Path) -> str:
 
 
 def _plain(shards: Shards, config: K2Config) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a config without quantisation implies, INT4 ones expanded."""
+    """The tensors that a config without quantisation implies, coded ones expanded."""
     for spec in tensors(config):
         if spec.key in shards:
             value = shards.read(spec.key)
             dtype = torch.float32 if spec.dtype == "F32" else torch.bfloat16
-            yield spec.key, value.to(dtype)
+            scale = shards.read(spec.key + SCALE) if spec.key + SCALE in shards else None
+            yield spec.key, plain(raw(value), scale, dtype)
         else:
             words = shards.read(f"{spec.key}_packed")
-            scale = shards.read(f"{spec.key}_scale")
-            yield spec.key, dequantise(unpack(words), scale, torch.bfloat16)
+            yield spec.key, plain(words, shards.read(f"{spec.key}_scale"), torch.bfloat16)
 
 
 def _write_shards(folder: Path, config: K2Config, named: Iterable[tuple[str, Tensor]]) -> None:

@@ -11,13 +11,12 @@ from k2lab.model.k2 import K2
 from k2lab.model.split import Split
 from k2lab.spec.amounts import nbytes
 from k2lab.spec.config import K2Config
-from k2lab.spec.costs import parameters
 from k2lab.tensors.shards import Shards, check
-from k2lab.weights.budget import Offload, Unit, needs
+from k2lab.weights.budget import Offload, Unit, compute_dtype, needs, resident_bytes
 from k2lab.weights.memory import free
 from k2lab.weights.meta import Meta
 from k2lab.weights.residency import by_name
-from k2lab.weights.resident import EXPAND_LIMIT, Resident
+from k2lab.weights.resident import Resident
 from k2lab.weights.sharded import Sharded
 from k2lab.weights.slab import Slabs
 from k2lab.weights.store import WeightStore
@@ -28,7 +27,6 @@ Placement = Literal["auto", "resident", "sharded", "tiered", "meta"]
 brought when they are asked for, `meta` shapes without numbers; `auto` the first that fits."""
 
 SHARE = 0.8  # of free memory that weights take where no budget is given
-WIDE_LIMIT = 4 * 2**30  # bytes that all but the experts may take in float32 on a CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +92,6 @@ def load_model(folder: Path, placement: Placement | Places | WeightStore = "auto
     return K2(config, Tiered(config, slabs, _offload(config, slabs, placement, devices[0])))
 
 
-def resident_bytes(config: K2Config, dtype: torch.dtype) -> int:
-    """Bytes of a model on one device, its experts expanded where the resident store expands."""
-    counts = parameters(config)
-    dense = (counts.total - counts.routed) * dtype.itemsize
-    if config.quantization_config is None or counts.routed * dtype.itemsize <= EXPAND_LIMIT:
-        return dense + counts.routed * dtype.itemsize
-    return dense + counts.routed // 2 + counts.routed // config.quantization_config.group_size * 2
-
-
 def _choose(
     config: K2Config, places: Places, devices: tuple[torch.device, ...], dtype: torch.dtype
 ) -> Placement:
@@ -140,16 +129,6 @@ def _budget(places: Places, device: torch.device) -> int:
     if places.device_budget is not None:
         return nbytes(places.device_budget)
     return int(free(device) * SHARE)
-
-
-def compute_dtype(config: K2Config, device: torch.device) -> torch.dtype:
-    """Float32 on a CPU, where its products are faster than bfloat16 ones, and exact.
-
-    Of a model whose dense part alone would fill a computer that way, bfloat16 there too.
-    """
-    counts = parameters(config)
-    wide = (counts.total - counts.routed) * torch.float32.itemsize <= WIDE_LIMIT
-    return torch.float32 if device.type == "cpu" and wide else torch.bfloat16
 
 
 def _count(device: torch.device) -> int:

@@ -34,6 +34,7 @@ from k2lab.text.tokenizer import RESERVED, Tokenizer
 POOL = 2**22 + 9  # numbers; no multiple of any matrix's row
 BLOCK = 2**23  # bytes written at once
 CODE_SPREAD = 4.32  # standard deviation of codes drawn evenly from −7 … 7
+FP8_SPREAD = 64.0  # standard deviation of FP8 codes; seven of them are representable
 SMALL = 0.01  # standard deviation of the router's selection bias
 SPARE = 2**30  # bytes of the disk that stay free
 
@@ -163,7 +164,7 @@ class _Writer:
 
     def write(self, data: NDArray[np.uint8]) -> None:
         """Append these bytes."""
-        view = memoryview(data)
+        view = data.data
         self._size += len(view)
         while view:
             fits = min(len(view), BLOCK - self._held)
@@ -220,6 +221,11 @@ class _Pool:
             return self._numbers(spec.dtype, 0.0, SMALL)
         if len(spec.shape) == 1:
             return self._numbers(spec.dtype, 1.0, 0.0)
+        if spec.dtype == "F8_E4M3":
+            return self._numbers(spec.dtype, 0.0, FP8_SPREAD)
+        if spec.key.endswith(".weight_scale_inv"):
+            mean = (spec.shape[1] * 128) ** -0.5 / FP8_SPREAD
+            return self._numbers(spec.dtype, mean, mean / 8)
         embedding = spec.part == "embedding"
         return self._numbers(spec.dtype, 0.0, 1.0 if embedding else spec.shape[1] ** -0.5)
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from k2lab.errors import ConfigError
 from k2lab.spec.fields import Fields, read_object, shown
-from k2lab.spec.quantization import ConfigWarning, Quantization
+from k2lab.spec.quantization import ConfigWarning, Fp8, Quantization
 
 __all__ = [
     "K2_NANO",
     "K2_THINKING",
     "LATENT_NORM_EPS",
     "ConfigWarning",
+    "Fp8",
     "K2Config",
     "Quantization",
     "RopeScaling",
@@ -126,7 +127,7 @@ class K2Config:
     eos_token_id: int | tuple[int, ...] | None
     pad_token_id: int | None
 
-    quantization_config: Quantization | None
+    quantization_config: Quantization | Fp8 | None
 
     # training and bookkeeping; None where the file has no such key
     attention_dropout: float | None
@@ -176,7 +177,7 @@ class K2Config:
         values: dict[str, Any] = {"architectures": ["DeepseekV3ForCausalLM"]}
         for name in K2Config.__slots__:
             value = getattr(self, name)
-            if isinstance(value, RopeScaling | Quantization):
+            if isinstance(value, RopeScaling | Quantization | Fp8):
                 values[name] = value.to_json()
             elif value is not None or name in _NULLABLE:
                 values[name] = list(value) if isinstance(value, tuple) else value
@@ -263,7 +264,7 @@ def _check_experts(config: K2Config) -> None:
     require(
         slots <= limit, "num_experts_per_tok", slots, f"At most {limit} experts to choose from."
     )
-    if (quantization := config.quantization_config) is None:
+    if not isinstance(quantization := config.quantization_config, Quantization):
         return
     for key in ("hidden_size", "moe_intermediate_size"):
         width, group = getattr(config, key), quantization.group_size

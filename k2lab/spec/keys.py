@@ -1,7 +1,8 @@
 """The tensors of a checkpoint: their keys, shapes and dtypes, as the config implies them.
 
 What it is not: no file is opened; `tensors/shards.py` reads and compares.
-Source: the published safetensors indices of Kimi K2 Thinking (INT4) and of its bfloat16 relatives.
+Source: the published safetensors indices of Kimi K2 Thinking (INT4), of its bfloat16 relatives, and
+the count of numbers in Kimi K2 Instruct (FP8).
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from k2lab.spec.config import DTYPES, K2Config, Quantization
+from k2lab.spec.config import DTYPES, Fp8, K2Config
 
 ITEM_BYTES = {
     "BOOL": 1,
@@ -80,23 +81,27 @@ def layer_tensors(config: K2Config, layer: int) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{base}.post_attention_layernorm.weight", (width,), plain, "norm")
     if not config.is_moe(layer):
         for name, shape in _projections(width, config.intermediate_size):
-            yield TensorSpec(f"{base}.mlp.{name}.weight", shape, plain, "dense")
+            yield from _matrix(config, f"{base}.mlp.{name}", shape, "dense")
         return
     experts, inner = config.n_routed_experts, config.moe_intermediate_size
     gate = f"{base}.mlp.gate"
     yield TensorSpec(f"{gate}.weight", (experts, width), plain, "router")
     yield TensorSpec(f"{gate}.e_score_correction_bias", (experts,), "F32", "router")
     for name, shape in _projections(width, inner * config.n_shared_experts):
-        yield TensorSpec(f"{base}.mlp.shared_experts.{name}.weight", shape, plain, "shared")
-    # Suffixes and shapes are the same for every expert, so they are worked out once.
-    leaves = [
-        (f"{name}.{leaf}", size, dtype)
-        for name, shape in _projections(width, inner)
-        for leaf, size, dtype in _leaves(shape, plain, config.quantization_config)
-    ]
+        yield from _matrix(config, f"{base}.mlp.shared_experts.{name}", shape, "shared")
+    leaves = expert_leaves(config)  # the same for every expert
     for expert in range(experts):
         for leaf, size, dtype in leaves:
             yield TensorSpec(f"{base}.mlp.experts.{expert}.{leaf}", size, dtype, "routed")
+
+
+def expert_leaves(config: K2Config) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, dtype) of every tensor of one routed expert, such as `up_proj.weight_scale`."""
+    return [
+        (f"{name}.{leaf}", size, dtype)
+        for name, shape in _projections(config.hidden_size, config.moe_intermediate_size)
+        for leaf, size, dtype in _leaves(config, shape)
+    ]
 
 
 def ignorable(key: str, config: K2Config) -> bool:
@@ -141,8 +146,26 @@ def _attention(config: K2Config, base: str) -> Iterator[TensorSpec]:
     shapes["kv_b_proj"] = (expanded, latent)
     shapes["o_proj"] = (width, heads * config.v_head_dim)
     for name, shape in shapes.items():
-        part: Part = "norm" if name.endswith("layernorm") else "attention"
-        yield TensorSpec(f"{base}.{name}.weight", shape, plain, part)
+        if name.endswith("layernorm"):
+            yield TensorSpec(f"{base}.{name}.weight", shape, plain, "norm")
+        else:
+            yield from _matrix(config, f"{base}.{name}", shape, "attention")
+
+
+def _matrix(
+    config: K2Config, name: str, shape: tuple[int, ...], part: Part
+) -> Iterator[TensorSpec]:
+    """A dense matrix, which FP8 covers and INT4 does not."""
+    leaves = [("weight", shape, DTYPES[config.dtype])]
+    if isinstance(config.quantization_config, Fp8):
+        leaves = _fp8_leaves(shape, config.quantization_config)
+    for leaf, size, dtype in leaves:
+        yield TensorSpec(f"{name}.{leaf}", size, dtype, part)
+
+
+def _fp8_leaves(shape: tuple[int, ...], fp8: Fp8) -> list[tuple[str, tuple[int, ...], str]]:
+    blocks = tuple(-(-size // block) for size, block in zip(shape, fp8.block, strict=True))
+    return [("weight", shape, "F8_E4M3"), ("weight_scale_inv", blocks, "F32")]
 
 
 def _projections(width: int, inner: int) -> tuple[tuple[str, tuple[int, int]], ...]:
@@ -154,12 +177,13 @@ def _projections(width: int, inner: int) -> tuple[tuple[str, tuple[int, int]], .
     )
 
 
-def _leaves(
-    shape: tuple[int, int], plain: str, quantization: Quantization | None
-) -> list[tuple[str, tuple[int, ...], str]]:
+def _leaves(config: K2Config, shape: tuple[int, int]) -> list[tuple[str, tuple[int, ...], str]]:
     """(name, shape, dtype) of the tensors that store one expert matrix [out, in]."""
+    plain, quantization = DTYPES[config.dtype], config.quantization_config
     if quantization is None:
         return [("weight", shape, plain)]
+    if isinstance(quantization, Fp8):
+        return _fp8_leaves(shape, quantization)
     rows, columns = shape
     return [
         ("weight_packed", (rows, columns * quantization.num_bits // 32), "I32"),

@@ -1,7 +1,8 @@
-"""The `quantization_config` of a checkpoint: INT4 routed experts in the pack-quantized layout.
+"""The `quantization_config` of a checkpoint: INT4 routed experts, or FP8 in blocks.
 
-What it is not: no arithmetic; packing and unpacking stand in `tensors/int4.py`.
-Source: compressed-tensors, format `pack-quantized`, as Kimi K2 Thinking uses it.
+What it is not: no arithmetic; that stands in `tensors/int4.py` and `tensors/fp8.py`.
+Source: compressed-tensors, format `pack-quantized`, as Kimi K2 Thinking uses it; the published
+config.json of Kimi K2 Instruct and DeepSeek-V3 for FP8.
 """
 
 import re
@@ -12,7 +13,12 @@ from typing import Any
 from k2lab.errors import QuantizationError
 from k2lab.spec.fields import Fields, shown
 
-MEND = "Use a checkpoint whose routed experts are compressed-tensors INT4, or one in bfloat16."
+MEND = (
+    "Use a checkpoint with compressed-tensors INT4 experts or FP8 block scales, or one in bfloat16."
+)
+
+FP8_BLOCK = (128, 128)
+"""Rows and columns of an FP8 matrix that share one scale, in all published checkpoints."""
 
 _FIXED: dict[str, Any] = {
     "num_bits": 4,
@@ -87,15 +93,30 @@ class Quantization:
         }
 
 
-def read_quantization(block: Fields) -> Quantization:
-    """The Quantization that a `quantization_config` block states; any other kind is refused."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp8:
+    """FP8 (e4m3) with one float32 scale per block: every linear layer but router and head."""
+
+    block: tuple[int, int] = (128, 128)  # rows and columns that share a scale
+
+    def __post_init__(self) -> None:
+        if tuple(self.block) != FP8_BLOCK:
+            raise _other("quantization_config", "weight_block_size", self.block, list(FP8_BLOCK))
+
+    def to_json(self) -> dict[str, Any]:
+        """The block as DeepSeek and Moonshot publish it."""
+        return {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "quant_method": "fp8",
+            "weight_block_size": list(self.block),
+        }
+
+
+def read_quantization(block: Fields) -> Quantization | Fp8:
+    """The scheme that a `quantization_config` block states; any other kind is refused."""
     if block.word("quant_method") == "fp8":
-        raise QuantizationError(
-            "quantization_config has quant_method 'fp8': FP8 weights with block scales.",
-            expected="compressed-tensors INT4, or no quantization_config.",
-            mend="FP8 block quantisation is not supported yet: "
-            "convert the checkpoint to bfloat16 with its publisher's script.",
-        )
+        return _read_fp8(block)
     _only(block, "quant_method", "compressed-tensors")
     _only(block, "format", "pack-quantized")
     _only(block, "quantization_status", None, "compressed")
@@ -130,6 +151,17 @@ def read_quantization(block: Fields) -> Quantization:
     for part in (block, group, weights):
         warn_unknown(part)
     return result
+
+
+def _read_fp8(block: Fields) -> Fp8:
+    _only(block, "fmt", None, "e4m3")
+    # Activations stay as they are here: only how weights are stored is followed.
+    _only(block, "activation_scheme", None, "dynamic")
+    _only(block, "weight_block_size", list(FP8_BLOCK))
+    for key in ("modules_to_not_convert", "dequantize", *_BOOKKEEPING):
+        block.get(key)
+    warn_unknown(block)
+    return Fp8()
 
 
 def warn_unknown(fields: Fields) -> None:

@@ -4,6 +4,7 @@ What it is not: a planner; it takes one budget and one folder, and refuses what 
 smallest number that does.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,15 +12,18 @@ import torch
 
 from k2lab.errors import BudgetError
 from k2lab.spec.config import K2Config
-from k2lab.spec.keys import TensorSpec, tensors
+from k2lab.spec.costs import expert_bytes, parameters
+from k2lab.weights.dense import dense_specs, width
 from k2lab.weights.forms import FormName, Room, choose, slot_bytes
 from k2lab.weights.residency import Lru, Policies, Policy
+from k2lab.weights.resident import EXPAND_LIMIT
 from k2lab.weights.slab import Layout
 
 Unit = Literal["expert", "layer"]
 """What is brought at once: one expert, or all experts of a layer."""
 
 READERS = 4  # threads that fetch
+WIDE_LIMIT = 4 * 2**30  # bytes that all but the experts may take in float32 on a CPU
 
 
 def _lru(layer: int) -> Policy:
@@ -57,7 +61,9 @@ class Needs(NamedTuple):
 
 def needs(config: K2Config, layout: Layout, offload: Offload) -> Needs:
     """What the model takes on the device with these options."""
-    dense = sum(_nbytes(spec, offload.dtype) for spec in tensors(config) if is_dense(spec))
+    dense = sum(
+        math.prod(spec.shape) * width(spec, offload.dtype).itemsize for spec in dense_specs(config)
+    )
     slot = slot_bytes(offload.form_of(config), config, layout, offload.dtype)
     staging = offload.readers * layout.nbytes if offload.device.type == "cpu" else 0
     layers, every = len(config.moe_layers), config.n_routed_experts
@@ -89,13 +95,20 @@ def divide(config: K2Config, needs: Needs, offload: Offload) -> Room:
     return Room(layers, min(every, room // layers))
 
 
-def is_dense(spec: TensorSpec) -> bool:
-    """Whether this tensor always lies on the device."""
-    return spec.part != "routed"
+def resident_bytes(config: K2Config, dtype: torch.dtype) -> int:
+    """Bytes of a model on one device, its experts expanded where the resident store expands."""
+    counts = parameters(config)
+    dense = (counts.total - counts.routed) * dtype.itemsize
+    if config.quantization_config is None or counts.routed * dtype.itemsize <= EXPAND_LIMIT:
+        return dense + counts.routed * dtype.itemsize
+    return dense + len(config.moe_layers) * config.n_routed_experts * expert_bytes(config)
 
 
-def _nbytes(spec: TensorSpec, dtype: torch.dtype) -> int:
-    count = 1
-    for size in spec.shape:
-        count *= size
-    return count * (4 if spec.key.endswith("e_score_correction_bias") else dtype.itemsize)
+def compute_dtype(config: K2Config, device: torch.device) -> torch.dtype:
+    """Float32 on a CPU, where its products are faster than bfloat16 ones, and exact.
+
+    Of a model whose dense part alone would fill a computer that way, bfloat16 there too.
+    """
+    counts = parameters(config)
+    wide = (counts.total - counts.routed) * torch.float32.itemsize <= WIDE_LIMIT
+    return torch.float32 if device.type == "cpu" and wide else torch.bfloat16

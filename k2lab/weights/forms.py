@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from k2lab.spec.config import K2Config
+from k2lab.spec.config import K2Config, Quantization
 from k2lab.spec.costs import expert_parameters
 from k2lab.tensors import int4pack
-from k2lab.tensors.int4 import GROUP, dequantise, unpack
+from k2lab.tensors.int4 import GROUP
 from k2lab.tensors.linear import expert_rows
+from k2lab.tensors.stored import plain
 from k2lab.weights.links import Event, Link, Past
 from k2lab.weights.slab import Layout
 
@@ -65,6 +66,8 @@ def choose(config: K2Config, device: torch.device, dtype: torch.dtype) -> FormNa
         return "packed"
     if expert_parameters(config) * dtype.itemsize <= EXPAND_LIMIT:
         return "expanded"
+    if not isinstance(config.quantization_config, Quantization):
+        return "packed"
     inner, width = config.moe_intermediate_size, config.hidden_size
     kernel = int4pack.available(2 * inner, width) and int4pack.available(width, inner)
     return "int4pack" if kernel else "packed"
@@ -163,9 +166,11 @@ class Int4:
         """Write codes and scales in the kernel's order."""
         after.synchronize()
         for name, of in (("gate_up", self._layout.gate_up), ("down", self._layout.down)):
-            words: np.ndarray = of(slab, "weight_packed").numpy()
+            words: np.ndarray = of(slab, "weight_packed").flatten(0, -2).numpy()
             int4pack.pack_into(words, self._codes[name][frame, slot].numpy())
-            int4pack.scales_into(of(slab, "weight_scale"), self._scales[name][frame, slot])
+            int4pack.scales_into(
+                of(slab, "weight_scale").flatten(0, -2), self._scales[name][frame, slot]
+            )
         return Past()
 
     def rows(self, ask: Ask, x: Tensor, out: Tensor | None) -> Tensor:
@@ -185,15 +190,13 @@ class Int4:
 
 def expand(slabs: Sequence[Tensor], layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Stacks gate_up [expert, 2·width, hidden] and down [expert, hidden, width] in `dtype`."""
-    if layout.parts[0].name.endswith(".weight"):
-        gate_up = torch.stack([layout.gate_up(slab, "weight") for slab in slabs])
-        return gate_up.to(dtype), torch.stack([layout.down(s, "weight") for s in slabs]).to(dtype)
+    codes, *scale = layout.leaves
     both = []
     for of in (layout.gate_up, layout.down):
-        words = torch.stack([of(slab, "weight_packed") for slab in slabs])
-        scales = torch.stack([of(slab, "weight_scale") for slab in slabs])
-        both.append(dequantise(unpack(words), scales, dtype))
-    return both[0], both[1]
+        stored = torch.stack([of(slab, codes) for slab in slabs])
+        scales = [torch.stack([of(slab, leaf) for slab in slabs]) for leaf in scale]
+        both.append(plain(stored, scales[0] if scales else None, dtype))
+    return both[0].flatten(1, 2), both[1]
 
 
 def subset_rows(

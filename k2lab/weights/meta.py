@@ -7,15 +7,16 @@ Source: `spec/keys.py` for the shapes.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from k2lab.spec.config import K2Config
+from k2lab.spec.config import DTYPES, K2Config
 from k2lab.spec.costs import expert_bytes, expert_parameters
 from k2lab.spec.keys import TensorSpec, tensors
 from k2lab.tensors.shards import TORCH_NAMES
+from k2lab.weights.dense import SCALE
 from k2lab.weights.store import Lease, Ledger, namespace, place
 
 META = torch.device("meta")
@@ -41,8 +42,13 @@ class Meta:
                 held[layer, part][name] = spec
         self._leases: dict[tuple[int | None, str], Lease] = {}
         self._bytes: dict[tuple[int | None, str], int] = {}
+        plain = DTYPES[config.dtype]  # in which what is coded is lent
         for where, specs in held.items():
-            blank = {name: _blank(spec) for name, spec in specs.items()}
+            blank = {
+                name: _blank(replace(spec, dtype=plain) if spec.dtype == "F8_E4M3" else spec)
+                for name, spec in specs.items()
+                if not name.endswith(SCALE)
+            }
             self.parameters += sum(tensor.numel() for tensor in blank.values())
             self._leases[where] = Lease(namespace(blank))
             self._bytes[where] = sum(spec.nbytes for spec in specs.values())

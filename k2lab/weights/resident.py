@@ -5,7 +5,6 @@ loading, where that fits `EXPAND_LIMIT`; above it they stay packed, and the chos
 expanded each time they are asked for. Both ways give the same numbers, bit for bit.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import parameters
-from k2lab.spec.keys import tensors
-from k2lab.tensors.int4 import dequantise, unpack
 from k2lab.tensors.linear import expert_rows
-from k2lab.weights.store import Lease, Ledger, namespace, place
+from k2lab.tensors.stored import leaves, plain, raw
+from k2lab.weights.dense import read_dense
+from k2lab.weights.store import Lease, Ledger
 
 EXPAND_LIMIT = 2**30  # bytes of expanded experts that are kept rather than expanded on each use
 
@@ -43,11 +42,14 @@ class Resident:
         expanded = parameters(config).routed * dtype.itemsize
         if keeping == "auto":
             keeping = "expanded" if expanded <= EXPAND_LIMIT else "packed"
-        self._leases = self._read_dense(read)
+        self._leases = read_dense(config, read, self.device, dtype)
         self._experts: dict[int, _Stack] = {}
         for layer in config.moe_layers:
             stack = self._read_experts(layer, read)
-            self._experts[layer] = stack.expand(dtype) if keeping == "expanded" else stack
+            stored = stack.gate_up_scale is not None
+            self._experts[layer] = (
+                stack.expand(dtype) if stored and keeping == "expanded" else stack
+            )
         self._ledger = Ledger()
 
     def dense(self, layer: int | None, part: str) -> Lease:
@@ -66,40 +68,29 @@ class Resident:
         """Hits only: nothing ever moves."""
         return self._ledger
 
-    def _read_dense(self, read: Callable[[str], Tensor]) -> dict[tuple[int | None, str], Lease]:
-        parts: dict[tuple[int | None, str], dict[str, Tensor]] = defaultdict(dict)
-        for spec in tensors(self.config):
-            if ".experts." in spec.key:
-                continue
-            layer, part, name = place(spec.key)
-            # The selection bias stays in float32 whatever the compute dtype, as in the checkpoint.
-            dtype = torch.float32 if name == "e_score_correction_bias" else self.dtype
-            parts[layer, part][name] = read(spec.key).to(self.device, dtype)
-        return {where: Lease(namespace(held)) for where, held in parts.items()}
-
     def _read_experts(self, layer: int, read: Callable[[str], Tensor]) -> "_Stack":
         prefix = f"model.layers.{layer}.mlp.experts"
         experts = range(self.config.n_routed_experts)
 
         def stacked(projections: tuple[str, ...], leaf: str) -> Tensor:
             per_expert = [
-                torch.cat([read(f"{prefix}.{expert}.{name}.{leaf}") for name in projections])
-                for expert in experts
+                torch.stack([raw(read(f"{prefix}.{each}.{name}.{leaf}")) for name in projections])
+                for each in experts
             ]
             return torch.stack(per_expert).to(self.device)
 
         both = (("gate_proj", "up_proj"), ("down_proj",))
-        if self.config.quantization_config is None:
-            gate_up, down = (stacked(names, "weight").to(self.dtype) for names in both)
-            return _Stack(gate_up, down)
-        words = [stacked(names, "weight_packed") for names in both]
-        scales = [stacked(names, "weight_scale") for names in both]
-        return _Stack(words[0], words[1], scales[0], scales[1])
+        found = [[stacked(names, leaf) for names in both] for leaf in leaves(self.config)]
+        stack = _Stack(*found[0], *(found[1] if len(found) > 1 else ()))
+        return stack if stack.gate_up_scale is not None else stack.expand(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """One layer's experts: gate_up [e, 2·width, …] and down [e, hidden, …], packed if scaled."""
+    """One layer's experts as stored: gate and up [e, 2, width, …] and down [e, 1, hidden, …].
+
+    Without scales they are plain: gate_up [e, 2·width, hidden] and down [e, hidden, width].
+    """
 
     gate_up: Tensor
     down: Tensor
@@ -108,12 +99,8 @@ class _Stack:
 
     def expand(self, dtype: torch.dtype) -> "_Stack":
         """The same experts in `dtype`."""
-        if self.gate_up_scale is None or self.down_scale is None:
-            return self
-        return _Stack(
-            dequantise(unpack(self.gate_up), self.gate_up_scale, dtype),
-            dequantise(unpack(self.down), self.down_scale, dtype),
-        )
+        gate_up = plain(self.gate_up, self.gate_up_scale, dtype)
+        return _Stack(gate_up.flatten(1, 2), plain(self.down, self.down_scale, dtype)[:, 0])
 
     def take(self, ids: Tensor) -> "_Stack":
         """Only the experts `ids`, in their order."""

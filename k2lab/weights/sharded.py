@@ -85,15 +85,7 @@ def split(config: K2Config, devices: int) -> tuple[range, ...]:
             expected="at least one device, and one layer for each.",
             mend="Name fewer devices.",
         )
-    # Two sizes of layers only: those with experts, and the dense ones before them.
-    sizes: dict[bool, int] = {}
-    costs = []
-    for layer in range(config.num_hidden_layers):
-        moe = config.is_moe(layer)
-        if moe not in sizes:
-            sizes[moe] = sum(spec.nbytes for spec in layer_tensors(config, layer))
-        costs.append(sizes[moe])
-    whole = bytes_on_disk(config) - sum(costs)  # what lies outside layers
+    costs, whole = _costs(config)
     low, high = max(costs), whole + sum(costs)
     while low < high:  # the smallest share that is enough for every device
         middle = (low + high) // 2
@@ -104,6 +96,26 @@ def split(config: K2Config, devices: int) -> tuple[range, ...]:
     found = _fill(costs, whole, low, devices)
     assert found is not None, "one device could hold all"
     return found
+
+
+def shares(config: K2Config, devices: int) -> tuple[int, ...]:
+    """Bytes in the files of what each device holds."""
+    costs, whole = _costs(config)
+    runs = [sum(costs[layers.start : layers.stop]) for layers in split(config, devices)]
+    return (runs[0] + whole, *runs[1:])
+
+
+def _costs(config: K2Config) -> tuple[list[int], int]:
+    """Bytes of each layer, and of what lies outside layers."""
+    # Two sizes of layers only: those with experts, and the dense ones before them.
+    sizes: dict[bool, int] = {}
+    costs = []
+    for layer in range(config.num_hidden_layers):
+        moe = config.is_moe(layer)
+        if moe not in sizes:
+            sizes[moe] = sum(spec.nbytes for spec in layer_tensors(config, layer))
+        costs.append(sizes[moe])
+    return costs, bytes_on_disk(config) - sum(costs)
 
 
 def _fill(costs: Sequence[int], first: int, share: int, devices: int) -> tuple[range, ...] | None:

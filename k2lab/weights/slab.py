@@ -24,7 +24,9 @@ from torch import Tensor
 
 from k2lab.errors import CheckpointError
 from k2lab.spec.config import K2Config
+from k2lab.spec.keys import expert_leaves
 from k2lab.tensors.shards import TORCH_NAMES, Shards
+from k2lab.tensors.stored import leaves
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 SCRAP = 4096  # bytes between two tensors that are cheaper to read along than to jump over
@@ -57,11 +59,15 @@ class Layout:
             for part in self.parts
         }
 
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Names of one matrix's tensors, such as `weight_packed` and `weight_scale`."""
+        return tuple(dict.fromkeys(part.name.partition(".")[2] for part in self.parts))
+
     def gate_up(self, slab: Tensor, leaf: str) -> Tensor:
-        """Gate above up, which lie side by side."""
+        """Gate and up, which lie side by side: [2, …]."""
         gate, up = (self.part(f"{name}.{leaf}") for name in PROJECTIONS[:2])
-        both = slab[gate.start : up.stop].view(gate.dtype)
-        return both.view(gate.shape[0] + up.shape[0], gate.shape[1])
+        return slab[gate.start : up.stop].view(gate.dtype).view(2, *gate.shape)
 
     def down(self, slab: Tensor, leaf: str) -> Tensor:
         """The matrix down."""
@@ -85,7 +91,7 @@ class Slabs:
     def __init__(self, shards: Shards, config: K2Config) -> None:
         """Opens every shard; the headers have been checked by `shards`."""
         self.config, self._shards = config, shards
-        self.layout = _layout(shards, config)
+        self.layout = layout(config)
         self._plans: dict[tuple[int, int], tuple[_Piece, ...]] = {}
         ends: dict[Path, int] = {}
         for key in shards.keys:
@@ -209,18 +215,19 @@ def _identity(found: os.stat_result) -> _Identity:
     return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _layout(shards: Shards, config: K2Config) -> Layout:
+def layout(config: K2Config) -> Layout:
     """Codes first, then scales, gate and up side by side; the same for every expert."""
-    base = f"model.layers.{config.moe_layers[0]}.mlp.experts.0" if config.moe_layers else ""
-    packed = config.quantization_config is not None
-    leaves = ("weight_packed", "weight_scale") if packed else ("weight",)
+    if not config.moe_layers:
+        return Layout((), 0)
+    found = {name: (shape, dtype) for name, shape, dtype in expert_leaves(config)}
     parts, place = [], 0
-    for leaf in leaves if base else ():
+    for leaf in leaves(config):
         for name in PROJECTIONS:
-            header = shards.header(f"{base}.{name}.{leaf}")
-            dtype = getattr(torch, TORCH_NAMES[header.dtype])
-            stop = place + math.prod(header.shape) * dtype.itemsize
-            parts.append(Part(f"{name}.{leaf}", place, stop, dtype, header.shape))
+            shape, stored = found[f"{name}.{leaf}"]
+            # FP8 lies there as bytes until it is widened.
+            dtype = torch.uint8 if stored == "F8_E4M3" else getattr(torch, TORCH_NAMES[stored])
+            stop = place + math.prod(shape) * dtype.itemsize
+            parts.append(Part(f"{name}.{leaf}", place, stop, dtype, shape))
             place = stop
     return Layout(tuple(parts), place)
 

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from k2lab.spec.config import K2Config
-from k2lab.spec.keys import tensors
-from k2lab.weights.budget import Offload, divide, is_dense, needs
+from k2lab.weights.budget import Offload, divide, needs
+from k2lab.weights.dense import read_dense
 from k2lab.weights.forms import Ask, build
 from k2lab.weights.host import Host
 from k2lab.weights.links import Cuda, Direct, Event, Link, Past
 from k2lab.weights.residency import Load, Residency, distinct
 from k2lab.weights.slab import Slabs
-from k2lab.weights.store import Lease, Ledger, Moves, namespace, place
+from k2lab.weights.store import Lease, Ledger, Moves
 
 DISK, HOST = "disk→host", "host→device"
 """The links in a ledger."""
@@ -74,7 +74,7 @@ class Tiered:
         # One job for several small experts: handing it over costs as much as reading one.
         self._together = max(1, JOB_BYTES // max(1, slabs.layout.nbytes))
         self._readers = ThreadPoolExecutor(offload.readers, thread_name_prefix="k2lab-read")
-        self._leases = self._read_dense()
+        self._leases = read_dense(config, slabs.read, self.device, self.dtype)
 
     @property
     def slots(self) -> int:
@@ -127,17 +127,6 @@ class Tiered:
     def close(self) -> None:
         """End the reading threads; the store cannot be used afterwards."""
         self._readers.shutdown(cancel_futures=True)
-
-    def _read_dense(self) -> dict[tuple[int | None, str], Lease]:
-        parts: dict[tuple[int | None, str], dict[str, Tensor]] = defaultdict(dict)
-        for spec in tensors(self.config):
-            if is_dense(spec):
-                layer, part, name = place(spec.key)
-                # The selection bias stays in float32, as in the resident store.
-                exact = name == "e_score_correction_bias"
-                dtype = torch.float32 if exact else self.dtype
-                parts[layer, part][name] = self._slabs.read(spec.key).to(self.device, dtype)
-        return {where: Lease(namespace(held)) for where, held in parts.items()}
 
     def _waves(self, at: int, ids: Sequence[int]) -> Iterator["_Here"]:
         """Experts in their slots, wave by wave; the fetching of each wave has begun."""

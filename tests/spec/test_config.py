@@ -17,6 +17,7 @@ from k2lab.spec.config import (
     K2_THINKING,
     LATENT_NORM_EPS,
     ConfigWarning,
+    Fp8,
     K2Config,
     RopeScaling,
 )
@@ -390,9 +391,28 @@ def test_other_quantisation_is_refused(path: str, value: object, thinking: dict[
     refused(changed(thinking, path, value))
 
 
-def test_fp8_is_refused_by_name(thinking: dict[str, Any]) -> None:
-    fp8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
-    assert "FP8" in refused(thinking | {"quantization_config": fp8})
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+
+
+def test_fp8_in_blocks_is_read_and_written(thinking: dict[str, Any]) -> None:
+    published = FP8 | {"activation_scheme": "dynamic"}
+    config = K2Config.from_json(thinking | {"quantization_config": published})
+    assert config == replace(K2_THINKING, quantization_config=Fp8())
+    assert config.to_json()["quantization_config"] == published
+    assert K2Config.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fmt": "e5m2"},
+        {"weight_block_size": [64, 128]},
+        {"weight_block_size": None},
+        {"activation_scheme": "static"},
+    ],
+)
+def test_other_fp8_is_refused(change: dict[str, Any], thinking: dict[str, Any]) -> None:
+    assert next(iter(change)) in refused(thinking | {"quantization_config": FP8 | change})
 
 
 def test_fields_that_newer_quantisers_write_are_read(thinking: dict[str, Any]) -> None:

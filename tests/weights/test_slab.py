@@ -48,7 +48,7 @@ def test_a_slab_holds_the_tensors_of_its_expert(folder: Path, config: K2Config) 
         leaf = slabs.layout.parts[0].name.split(".")[1]
         both = slabs.layout.gate_up(torch.from_numpy(memory), leaf)
         gate, up = (views[f"{name}.{leaf}"] for name in ("gate_proj", "up_proj"))
-        assert torch.equal(both, torch.cat([gate, up]))
+        assert torch.equal(both, torch.stack([gate, up]))
 
 
 def test_neighbours_are_one_read(

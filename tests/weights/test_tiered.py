@@ -23,6 +23,7 @@ from k2lab.lab import Lab
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.model.load import Places, load_model
+from k2lab.model.synthetic import write_synthetic
 from k2lab.paths import asset
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.tensors.shards import Shards
@@ -110,7 +111,7 @@ def test_k2_nano_gives_the_same_logits_at_every_budget(
 ) -> None:
     resident = nano.resident()
     leases = nano.tiered(8).store._leases  # the same at every budget, and slow to read
-    monkeypatch.setattr(Tiered, "_read_dense", lambda store: leases)
+    monkeypatch.setattr(tiered, "read_dense", lambda *_: leases)
     ids = torch.tensor([list(range(3, 15))])
 
     def logits(model: K2) -> list[Tensor]:
@@ -323,12 +324,10 @@ def test_a_larger_budget_is_used(nano: Checkpoint) -> None:
 
 
 MEASURE = """
-import resource, sys, gc, torch
-from dataclasses import replace
+import ctypes, gc, sys, torch
 from pathlib import Path
 import k2lab
 from k2lab.engine.taps import untouched
-from k2lab.weights.tiered import Tiered
 
 def resident():
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -337,11 +336,12 @@ def resident():
 
 folder, budget = sys.argv[1], int(sys.argv[2])
 warm = k2lab.load(); warm.logits(torch.tensor([[1, 2, 3]])); del warm; gc.collect()
+ctypes.CDLL(None).malloc_trim(0)  # else what the first model took is used again, uncounted
 before = resident()
 lab = k2lab.load(folder, placement="tiered", device_budget=budget)
 model = lab.model
 most = 0
-for number in range(24):
+for number in range(60):
     with torch.inference_mode():
         ids = torch.tensor([[number * 19 % 640]])
         model(ids, model.step(1, cache=None, tap=untouched))
@@ -351,15 +351,14 @@ print(model.store.form, model.store.slots, most)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc to measure with")
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_memory_stays_within_the_budget(
-    share: float, tmp_path: Path, tiny_config: Configs, random_checkpoint: Write
-) -> None:
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_memory_stays_within_the_budget(share: float, tmp_path: Path, tiny_config: Configs) -> None:
+    """Large enough that a twentieth of the budget is more than what Python itself takes."""
     config = tiny_config(
-        **INT4, num_hidden_layers=2, hidden_size=512, moe_intermediate_size=512, n_routed_experts=24,
-        num_experts_per_tok=4,
+        **INT4, num_hidden_layers=2, hidden_size=1024, moe_intermediate_size=1024,
+        n_routed_experts=160, num_experts_per_tok=8,
     )  # fmt: skip
-    folder = random_checkpoint(tmp_path / "wide", config, 3)
+    folder = write_synthetic(config, tmp_path / "wide")
     slabs = Slabs(Shards(folder), config)
     plain = Offload(device=CPU, dtype=torch.float32, device_budget=0)
     need = needs(config, slabs.layout, plain)
@@ -368,8 +367,8 @@ def test_memory_stays_within_the_budget(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment)
     form, slots, most = done.stdout.split()
-    assert int(slots) < 24 or share == 1.0
-    assert int(most) <= budget * 1.05, f"{form}: {int(most):,} of {budget:,} bytes"
+    assert int(slots) < 160 or share == 1.0
+    assert budget * 0.6 <= int(most) <= budget * 1.05, f"{form}: {int(most):,} of {budget:,} bytes"
 
 
 # ------------------------------------------------------------------------------------------ errors
