@@ -122,7 +122,7 @@ class Page:
         at = run.turns[0] if run.turns else 0
         child = run.branch(at, edits=[*run.recipe.edits, *edits])
         self.grow(child)
-        words = f"{found}\n{child.name} is the run under these edits: see Compare."
+        words = f"{child.name} is the run under these edits: see Compare."
         return {"text": words, "report": found.to_json(), "run": child.name}
 
     def grow(self, child: "LabRun") -> None:

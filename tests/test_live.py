@@ -96,7 +96,7 @@ def test_a_treatment_reports_figures_and_a_run_under_the_edits(run, page):
     outcome = page.treat({"edits": edits})
     child = run.children[-1].wait()
     measures = [effect["measure"] for effect in outcome["report"]["effects"]]
-    assert measures == ["logits", "kl", "tokens"] and "treatment" in outcome["text"]
+    assert measures == ["logits", "kl", "tokens"] and child.name in outcome["text"]
     assert page.store.runs[-1]["edits"] == edits and child.done
 
 
@@ -129,7 +129,37 @@ def test_files_are_written_beside_each_other(run, page, tmp_path, monkeypatch):
         "run-2.html",
         "run-2.k2trace",
     ]
-    assert "k2-run" in (tmp_path / "run-1.html").read_text(encoding="utf-8")
+    page_text = (tmp_path / "run-1.html").read_text(encoding="utf-8")
+    assert "k2-run" in page_text and "lab = k2lab.load()" in page_text
+    last = run.trace.routed - 1  # scores and attention of the last token go with the page
+    assert all(f'"{key}"' in page_text for key in (f"route:{last}:-1", f"attention:{last}:5"))
+
+
+def test_a_run_has_each_view_by_name(run):
+    views = [run.thoughts(), run.experts(), run.routes(), run.attention(), run.timeline()]
+    views += [run.branches(), run.dashboard(), run.trace.show()]
+    names = [type(view).__name__ for view in views]
+    assert names[:3] == ["ThoughtStream", "ExpertMap", "RouteLens"]
+    assert names[3:] == ["AttentionCache", "Timeline", "CompareBranch", "Dashboard", "Dashboard"]
+    assert len({view.store_id for view in views[:-1]}) == 1, "they share one selection"
+    assert views[-1].store.facts == run.trace.facts
+
+
+def test_a_run_that_cannot_be_written_as_code_says_why_and_is_shown(lab):
+    run = lab.run("What is 3 * 14?", max_tokens=2, tap=lambda site, value: value).wait()
+    assert run.store.code.startswith("# This run has a tap of one's own")
+    assert run.dashboard().summary().startswith("Dashboard(")
+
+
+def test_code_is_that_of_the_run_as_it_ended(lab):
+    run = lab.run("What is 3 * 14?")
+    store = run.store
+    run.stop()
+    run.wait()
+    until = time.monotonic() + 20
+    while store.status["state"] != "stopped" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert store.code == run.code() and "max_tokens=2048" not in store.code
 
 
 def test_a_page_s_message_ends_as_an_outcome(run):

@@ -127,3 +127,8 @@ test("edits are the kernel's JSON, add up, and can be said and written as code",
 test("steps within a row stay within it", () => {
   assert.deepEqual(["ArrowLeft", "ArrowRight", "Home", "End", "PageDown", "x"].map((key) => panel.stepOf(key, 0, 5)), [0, 1, 0, 5, 5, null]);
 });
+
+test("an experiment is a table of readable numbers", () => {
+  const effect = { measure: "kl", treatment: 3.04e-8, control: 0.01234, difference: -0.0123, low: -0.02, high: 0, p: 0.846 };
+  assert.deepEqual(trays.reportRows({ effects: [effect] }), [["KL, nats", "3.0e-8", "0.0123", "-0.0123", "-0.02 … 0", "0.85"]]);
+});

@@ -1,5 +1,5 @@
 import { NAMES } from "./_numbers.js";
-import { button, choice, copyText, el } from "./_kit.js";
+import { button, choice, copyText, el, table } from "./_kit.js";
 
 /**
  * Shared by the widgets that change a run: the tray of edits, and what can be done with it. An edit
@@ -83,6 +83,13 @@ export function outcomeWords(outcome) {
   return String(outcome.error ?? outcome.text ?? "");
 }
 
+/** An experiment as rows of a table. @param {any} report as `Experiment.to_json` of k2lab/engine/experiment.py gives it */
+export function reportRows(report) {
+  const short = (value) => (Math.abs(value) >= 1e4 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(1) : Number(value.toPrecision(3)).toString());
+  const names = { logits: "logits, mean |Δ|", kl: "KL, nats", tokens: "other token likeliest" };
+  return report.effects.map((one) => [names[one.measure] ?? one.measure, short(one.treatment), short(one.control), short(one.difference), `${short(one.low)} … ${short(one.high)}`, one.p.toFixed(2)]);
+}
+
 /**
  * The tray: deeds for what is in focus, the edits so far, Run control + treatment, Copy as code.
  * @param {any} store @param {AbortSignal} signal
@@ -106,11 +113,11 @@ export function tray(store, signal, whom = expertOf(store)) {
     write();
   }, signal, { class: "k2-button k2-strong" });
   const copy = button("Copy as code", () => copyText(editCode(store.get("edits") ?? [], store.get("code") ?? ""), copy), signal);
-  const empty = button("Clear", () => store.select({ edits: [] }), signal);
-  const report = el("p", { class: "k2-report", role: "status" });
+  const empty = button("Clear", () => { store.outcome = null; store.select({ edits: [] }); store.tell(); }, signal);
+  const report = el("div", { class: "k2-report", role: "status" });
   const node = el("div", { class: "k2-tray", role: "group", "aria-label": "Edits of the network" },
     el("div", { class: "k2-deeds" }, target, ...deeds), list, el("div", { class: "k2-deeds" }, where, run, copy, empty), report);
-  let written = "";
+  let written = "", told = null;
   function write() {
     const edits = store.get("edits") ?? [], words = whom.words();
     if (target.textContent !== (words || "Nothing chosen yet")) target.textContent = words || "Nothing chosen yet";
@@ -127,8 +134,11 @@ export function tray(store, signal, whom = expertOf(store)) {
     run.title = can ? "Runs the edits, and random experts of equal load as control; reports the difference" : "Only a live lab can run this; Copy as code gives the cell";
     run.textContent = waiting ? "Running control + treatment …" : "Run control + treatment";
     copy.disabled = empty.disabled = !edits.length;
-    const said = store.outcome?.action === "treat" || store.outcome?.error ? outcomeWords(store.outcome) : "";
-    if (report.textContent !== said) report.textContent = said;
+    const mine = store.outcome?.action === "treat" || store.outcome?.error ? store.outcome : null;
+    if (told !== mine) {
+      told = mine;
+      report.replaceChildren(...(mine?.report ? [table(`${mine.report.controls.length} controls of equal load, ${mine.report.tokens} tokens, seed ${mine.report.seed}. ${mine.text}`, ["measure", "treatment", "control", "difference", "95 % interval", "p"], reportRows(mine.report))] : [outcomeWords(mine)]));
+    }
     const text = JSON.stringify(edits);
     if (text === written) return;
     written = text;

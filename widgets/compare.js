@@ -212,7 +212,10 @@ function fill(view) {
     const stop = Math.min(data.n, from + WINDOW), text = el("div", { class: "k2-pane-text" });
     if (from) text.append(el("span", { class: "k2-omitted", text: `… ${from} shared tokens … ` }));
     for (let i = from; i < stop; i++) {
-      if (KINDS[data.column.kinds[i]] === "marker" && i !== part) continue; // they would hide the words
+      if (KINDS[data.column.kinds[i]] === "marker" && i !== part) { // they would hide the words
+        if (text.lastChild?.nodeName === "SPAN" && i > from) text.append(el("br"));
+        continue;
+      }
       const node = el("span", { class: `k2-token${i < part ? " k2-shared" : ""}${i === part ? " k2-parts" : ""}`, "data-i": i, text: data.texts[i] });
       node.style.setProperty("--kind", `rgb(${KIND_COLOURS[KINDS[data.column.kinds[i]]].join(",")})`);
       text.append(node);

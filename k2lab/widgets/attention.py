@@ -4,23 +4,20 @@ The live view is widgets/attention.js on a Store. Weights come on demand (detail
 picture exists where somebody can be asked for them; the size of the cache needs nobody.
 """
 
-from typing import Any
-
 import numpy as np
-import traitlets
 from numpy.typing import NDArray
 
 from k2lab.trace.trace import Trace
-from k2lab.widgets.base import K2Widget, Picture, png
+from k2lab.widgets.base import Picture, png
 from k2lab.widgets.details import Detail
-from k2lab.widgets.source import RunLike
-from k2lab.widgets.store import Store, store_of
+from k2lab.widgets.store import Store
+from k2lab.widgets.view import View
 
 MOST_HEADS = 12  # in the static table; the picture has them all
 NAMED = 3  # positions per head there
 
 
-class AttentionCache(K2Widget):
+class AttentionCache(View):
     """What each head reads at the selected token, and the latent cache beside a full one.
 
     `AttentionCache(store)`, or of a run or trace alone. Token and layer are the selection's
@@ -28,12 +25,6 @@ class AttentionCache(K2Widget):
     """
 
     stem = "attention"
-
-    store_id = traitlets.Unicode().tag(sync=True)
-
-    def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
-        self.store = store_of(source)
-        super().__init__(store_id=self.store.store_id, **values)
 
     def summary(self) -> str:
         """`AttentionCache(token=92, layer=5, tokens=93, state=done)`."""
@@ -51,10 +42,6 @@ class AttentionCache(K2Widget):
         """The layer that is shown."""
         layers, chosen = self.store.source.trace.about.layers, self.store.layer
         return chosen if 0 <= chosen < layers else layers - 1
-
-    def finish(self) -> None:
-        """Waits for the run."""
-        self.store.finish()
 
     def pictures(self) -> tuple[Picture]:
         """The heads' rows where weights are known, and the size of the cache."""

@@ -28,6 +28,8 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 IMPORT = re.compile(r'^import (\w+|\{[^}]*\}) from "\./(\w+)\.js";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (default )?", re.MULTILINE)
 INDENT = re.compile(r"^[ \t]*//.*\n|^[ \t]+", re.MULTILINE)  # no literal goes over several lines
+TAIL = re.compile(r"[ \t]+// [^\n\"'`]*$", re.MULTILINE)  # a literal would close behind it
+TYPE = re.compile(r"/\*\* @type [^*]*\*/ ?")
 COMMENT = re.compile(r"^[ \t]*/\*\*(?:(?!\*/).)*\*/\n", re.MULTILINE | re.DOTALL)
 
 Bundle = dict[str, Any]
@@ -156,7 +158,8 @@ def joined_style(stem: str) -> str:
     """The shared style sheet and those of the widget and of the widgets in it."""
     stems = ["_kit", *_inside(stem), stem]
     files = [paths.front() / f"{name}.css" for name in stems]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+    return INDENT.sub("", re.sub(r"/\*[^*]*\*/\n?", "", text))
 
 
 def _imports(stem: str) -> list[tuple[str, str]]:
@@ -188,7 +191,8 @@ def _imported(stem: str, seen: set[str]) -> list[str]:
 
 
 def _body(stem: str) -> str:
-    return INDENT.sub("", COMMENT.sub("", IMPORT.sub("", _source(stem))))
+    text = COMMENT.sub("", IMPORT.sub("", _source(stem)))
+    return TYPE.sub("", INDENT.sub("", TAIL.sub("", text)))
 
 
 @lru_cache

@@ -8,18 +8,18 @@ differ.
 from typing import Any
 
 import numpy as np
-import traitlets
 
 from k2lab.trace.compare import Comparison, compare
 from k2lab.trace.trace import Trace
-from k2lab.widgets.base import K2Widget, Picture, png
+from k2lab.widgets.base import Picture, png
 from k2lab.widgets.source import RunLike
 from k2lab.widgets.store import Store, store_of
+from k2lab.widgets.view import View
 
 AROUND = 6  # tokens of each run quoted in the static table
 
 
-class CompareBranch(K2Widget):
+class CompareBranch(View):
     """The tree of a run's branches; any two of them side by side.
 
     `CompareBranch(run, other)` of runs or traces, or `CompareBranch(store)` of a live lab, where
@@ -28,22 +28,19 @@ class CompareBranch(K2Widget):
 
     stem = "compare"
 
-    store_id = traitlets.Unicode().tag(sync=True)
-
     def __init__(
         self,
         source: Store | RunLike | Trace,
         other: Store | RunLike | Trace | None = None,
         **values: Any,
     ) -> None:
-        self.store = store_of(source)
+        super().__init__(source, **values)
         self.other = None if other is None else store_of(other)
         if self.other is not None:
             self.store.runs = [
                 _entry(self.store, "left", ""),
                 _entry(self.other, "right", self.store.store_id),
             ]
-        super().__init__(store_id=self.store.store_id, **values)
 
     def summary(self) -> str:
         """`CompareBranch(shared=17, tokens=93, state=done)`, or without `shared` for one run."""
@@ -54,7 +51,7 @@ class CompareBranch(K2Widget):
 
     def finish(self) -> None:
         """Waits for both runs."""
-        self.store.finish()
+        super().finish()
         if self.other is not None:
             self.other.finish()
 

@@ -5,25 +5,22 @@ other.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import traitlets
 
-from k2lab.trace.trace import Trace
 from k2lab.widgets.attention import AttentionCache
-from k2lab.widgets.base import K2Widget, Picture
+from k2lab.widgets.base import Picture
 from k2lab.widgets.compare import CompareBranch
 from k2lab.widgets.experts import ExpertMap
 from k2lab.widgets.lens import RouteLens
-from k2lab.widgets.source import RunLike
-from k2lab.widgets.store import Store, store_of
 from k2lab.widgets.thoughts import ThoughtStream
 from k2lab.widgets.timeline import Timeline
+from k2lab.widgets.view import View
 
 VIEWS = (ThoughtStream, Timeline, ExpertMap, RouteLens, AttentionCache, CompareBranch)
 
 
-class Dashboard(K2Widget):
+class Dashboard(View):
     """The linked views of one run: text and timeline, and the maps behind tabs.
 
     `Dashboard(store)`, or of a run or trace. `tab`: which map is in front. Its other options are
@@ -32,7 +29,6 @@ class Dashboard(K2Widget):
 
     stem = "dashboard"
 
-    store_id = traitlets.Unicode().tag(sync=True)
     tab = traitlets.Enum(["experts", "lens", "attention", "compare"], "experts").tag(sync=True)
     strip = traitlets.Enum(["entropy", "margin", "time", "none"], "entropy").tag(sync=True)
     mode = traitlets.Enum(["all", "token", "range", "difference"], "all").tag(sync=True)
@@ -40,17 +36,9 @@ class Dashboard(K2Widget):
     lens = traitlets.Enum(["all", "ties"], "all").tag(sync=True)
     axis = traitlets.Enum(["tokens", "time"], "tokens").tag(sync=True)
 
-    def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
-        self.store = store_of(source)
-        super().__init__(store_id=self.store.store_id, **values)
-
     def summary(self) -> str:
         """`Dashboard(tokens=93, state=done)`."""
         return f"Dashboard({self.store.counts()})"
-
-    def finish(self) -> None:
-        """Waits for the run."""
-        self.store.finish()
 
     def pictures(self) -> Sequence[Picture]:
         """The views' pictures."""

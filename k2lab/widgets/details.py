@@ -6,6 +6,7 @@ the numbers come about (`engine/replay.py`, or arrays of the trace).
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 
-from k2lab.errors import InputError, K2LabError
+from k2lab.errors import BusyError, InputError, K2LabError
 from k2lab.trace import attention
 from k2lab.trace.captured import ATTENTION
 from k2lab.trace.trace import Trace
@@ -21,6 +22,8 @@ from k2lab.widgets import wire
 
 KEPT = 32  # answers
 LONGEST_KEY = 80  # characters
+WAITING = 4  # questions kept while a run has the engine; older ones are let go
+RETRY_SECONDS = 0.2
 
 Send = Callable[[dict[str, Any], list[bytes]], None]
 Provenance = Literal["measured", "derived", "missing"]
@@ -75,6 +78,7 @@ class CapturedDetails:
 
 
 READING = ("weights", "rope", "norm")
+BUSY = "A run has the engine; this comes as soon as it ends."
 LIVE = "A run of a live lab, `lab.show(lab.run(…))`, computes it when it is asked for."
 
 
@@ -117,6 +121,7 @@ class Desk:
         self._open: OrderedDict[str, tuple[Question, Trace, int]] = OrderedDict()
         self._kept: OrderedDict[tuple[int, str], Detail] = OrderedDict()
         self._thread: threading.Thread | None = None
+        self._told = (-1, "")  # for which question it was said that the engine is busy
 
     def ask(self, question: Question, trace: Trace, epoch: int) -> None:
         """Answers soon; a question that is asked again is answered once."""
@@ -135,20 +140,40 @@ class Desk:
                     return
                 key, (question, trace, epoch) = self._open.popitem()  # the newest
             kept = self._kept.get((epoch, key))
-            detail = kept or self._answer(question, trace)
+            try:
+                detail = kept or self._answer(question, trace)
+            except BusyError:
+                self._later(question, trace, epoch)
+                continue
             if kept is None and detail.provenance != "missing":
                 self._kept[epoch, key] = detail
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
-            layout, buffers = wire.pack(detail.arrays)
-            header = {"type": "detail", "key": key, "epoch": epoch, "arrays": layout}
-            self._send(header | {"provenance": detail.provenance, "note": detail.note}, buffers)
+            self._tell(key, detail, epoch)
+
+    def _tell(self, key: str, detail: Detail, epoch: int) -> None:
+        layout, buffers = wire.pack(detail.arrays)
+        header = {"type": "detail", "key": key, "epoch": epoch, "arrays": layout}
+        self._send(header | {"provenance": detail.provenance, "note": detail.note}, buffers)
+
+    def _later(self, question: Question, trace: Trace, epoch: int) -> None:
+        """Says that a run has the engine, once, and asks again after it."""
+        if (epoch, question.key) != self._told:
+            self._told = epoch, question.key
+            self._tell(question.key, Detail("missing", note=BUSY), epoch)
+        with self._lock:
+            self._open.setdefault(question.key, (question, trace, epoch))
+            while len(self._open) > WAITING:
+                self._open.popitem(last=False)
+        time.sleep(RETRY_SECONDS)
 
     def _answer(self, question: Question, trace: Trace) -> Detail:
         try:
             if question.what == "route":
                 return self.details.route(trace, question.token)
             return self.details.attention(trace, question.token, question.layer)
+        except BusyError:
+            raise
         except K2LabError as error:
             return Detail("missing", note=f"{error.found} Expected: {error.expected}")
         except Exception as error:  # noqa: BLE001 - a thread must not die silently

@@ -4,20 +4,17 @@ The live view is widgets/experts.js on a Store. The picture is the load of the w
 axis in layer numbers, and beside it how even each layer's load is.
 """
 
-from typing import Any
-
 import traitlets
 
 from k2lab.trace import routing
 from k2lab.trace.trace import Trace
-from k2lab.widgets.base import K2Widget, Picture, png
-from k2lab.widgets.source import RunLike
-from k2lab.widgets.store import Store, store_of
+from k2lab.widgets.base import Picture, png
+from k2lab.widgets.view import View
 
 MOST_ROWS = 8  # layers in the static table; the picture has them all
 
 
-class ExpertMap(K2Widget):
+class ExpertMap(View):
     """Which experts computed which tokens, in every layer.
 
     `ExpertMap(store)`, or of a run or trace alone. `mode`: all, token, range (the selected
@@ -26,13 +23,8 @@ class ExpertMap(K2Widget):
 
     stem = "experts"
 
-    store_id = traitlets.Unicode().tag(sync=True)
     mode = traitlets.Enum(["all", "token", "range", "difference"], "all").tag(sync=True)
     sort = traitlets.Enum(["id", "load", "affinity"], "id").tag(sync=True)
-
-    def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
-        self.store = store_of(source)
-        super().__init__(store_id=self.store.store_id, **values)
 
     def summary(self) -> str:
         """`ExpertMap(layers=5, experts=64, tokens=93, state=done)`."""
@@ -40,10 +32,6 @@ class ExpertMap(K2Widget):
         return (
             f"ExpertMap(layers={about.moe_layers}, experts={about.experts}, {self.store.counts()})"
         )
-
-    def finish(self) -> None:
-        """Waits for the run."""
-        self.store.finish()
 
     def pictures(self) -> tuple[Picture]:
         """The load as a heat map, and its evenness by layer."""

@@ -4,21 +4,18 @@ The live view is widgets/lens.js on a Store; scores and bias come on demand (det
 picture has what every trace has: chosen experts in order, mixing weights, margins.
 """
 
-from typing import Any
-
 import numpy as np
 import traitlets
 
 from k2lab.trace.trace import Trace
-from k2lab.widgets.base import K2Widget, Picture, png
-from k2lab.widgets.source import RunLike
-from k2lab.widgets.store import Store, store_of
+from k2lab.widgets.base import Picture, png
+from k2lab.widgets.view import View
 
 MOST_ROWS = 12  # layers in the static table; the picture has them all
 CHOSEN = 1.2  # weight, in even shares, at which a chip has the end of the colour scale × 2
 
 
-class RouteLens(K2Widget):
+class RouteLens(View):
     """Why one token went to its experts: rank, margin, score, bias and weight by layer.
 
     `RouteLens(store)`, or of a run or trace alone. `lens`: all layers in order, or ties first.
@@ -27,12 +24,7 @@ class RouteLens(K2Widget):
 
     stem = "lens"
 
-    store_id = traitlets.Unicode().tag(sync=True)
     lens = traitlets.Enum(["all", "ties"], "all").tag(sync=True)
-
-    def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
-        self.store = store_of(source)
-        super().__init__(store_id=self.store.store_id, **values)
 
     def summary(self) -> str:
         """`RouteLens(token=92, layers=5, tokens=93, state=done)`."""
@@ -44,10 +36,6 @@ class RouteLens(K2Widget):
         """The token that is shown; −1 where nothing was routed."""
         head, routed = self.store.playhead, self.store.source.trace.routed
         return head if 0 <= head < routed else routed - 1
-
-    def finish(self) -> None:
-        """Waits for the run."""
-        self.store.finish()
 
     def pictures(self) -> tuple[Picture]:
         """The token's chips, layer by layer."""

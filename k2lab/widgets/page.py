@@ -22,7 +22,7 @@ DETAIL_BYTES = 2_000_000  # of captured values in a page; base64 makes them a th
 STYLE = """
 :root { color-scheme: light dark; }
 body { margin: 0 auto; padding: 8px 12px; max-width: 1500px; background: Canvas; color: CanvasText;
-  font-family: system-ui, sans-serif; --k2-side: clamp(458px, 100vh - 276px, 760px); }
+  font-family: system-ui, sans-serif; --k2-side: clamp(430px, 100vh - 276px, 760px); }
 """
 
 Message = tuple[dict[str, Any], list[bytes]]

@@ -7,16 +7,14 @@ colour and letter, and a strip coloured by entropy under each chosen token.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import traitlets
 
 from k2lab.engine.events import KINDS, Kind
 from k2lab.trace.trace import Trace
-from k2lab.widgets.base import K2Widget, Picture, png
-from k2lab.widgets.source import RunLike
-from k2lab.widgets.store import Store, store_of
+from k2lab.widgets.base import Picture, png
+from k2lab.widgets.view import View
 
 COLUMNS = 96  # characters per line of the picture
 LONG_TOKEN = 20  # characters; longer ones are cut at the line end
@@ -32,7 +30,7 @@ LOOK: dict[str, tuple[str, str]] = {  # letter and Okabe–Ito colour of each ki
 HIGHEST_ENTROPY = 3.0  # nats, at the end of the colour scale
 
 
-class ThoughtStream(K2Widget):
+class ThoughtStream(View):
     """Tokens as they appear; thinking, answer and tool calls apart.
 
     `ThoughtStream(store)`, or of a run or trace alone. `strip`: entropy, margin, time or none.
@@ -40,20 +38,11 @@ class ThoughtStream(K2Widget):
 
     stem = "thoughts"
 
-    store_id = traitlets.Unicode().tag(sync=True)
     strip = traitlets.Enum(["entropy", "margin", "time", "none"], "entropy").tag(sync=True)
-
-    def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
-        self.store = store_of(source)
-        super().__init__(store_id=self.store.store_id, **values)
 
     def summary(self) -> str:
         """`ThoughtStream(tokens=93, state=done)`."""
         return f"ThoughtStream({self.store.counts()})"
-
-    def finish(self) -> None:
-        """Waits for the run."""
-        self.store.finish()
 
     def pictures(self) -> tuple[Picture]:
         """The text with its parts marked, and how long each part is."""

@@ -6,23 +6,21 @@ took in the recorded run.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import traitlets
 from numpy.typing import NDArray
 
 from k2lab.trace.trace import CallRecord, Trace
-from k2lab.widgets.base import K2Widget, Picture, png
-from k2lab.widgets.source import RunLike
-from k2lab.widgets.store import Store, store_of
+from k2lab.widgets.base import Picture, png
 from k2lab.widgets.thoughts import LOOK
+from k2lab.widgets.view import View
 
 MOST_ROWS = 12  # calls in the static table
 SHORT = 60  # characters of arguments and results there
 
 
-class Timeline(K2Widget):
+class Timeline(View):
     """Parts, tool calls, time per token and memory on one axis.
 
     `Timeline(store)`, or of a run or trace alone. `axis`: tokens or time.
@@ -30,20 +28,11 @@ class Timeline(K2Widget):
 
     stem = "timeline"
 
-    store_id = traitlets.Unicode().tag(sync=True)
     axis = traitlets.Enum(["tokens", "time"], "tokens").tag(sync=True)
-
-    def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
-        self.store = store_of(source)
-        super().__init__(store_id=self.store.store_id, **values)
 
     def summary(self) -> str:
         """`Timeline(calls=3, tokens=93, state=done)`."""
         return f"Timeline(calls={len(self.store.source.trace.calls)}, {self.store.counts()})"
-
-    def finish(self) -> None:
-        """Waits for the run."""
-        self.store.finish()
 
     def pictures(self) -> tuple[Picture]:
         """Lanes over the tokens, and the tool calls as a table."""

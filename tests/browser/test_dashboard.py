@@ -53,6 +53,7 @@ def test_a_live_dashboard_branches_edits_and_writes_files(
     person.until("!document.querySelector('.k2-strong').disabled", 90)
     run.click()
     person.until(f"/treatment[^]*95 %/.test({OUTCOME})", 180)
+    assert window.locator(".k2-lens .k2-report tbody tr").count() == 3
 
     # Files beside the notebook.
     window.locator(".k2-more summary").click()

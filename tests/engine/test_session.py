@@ -200,6 +200,31 @@ def test_a_step_lets_one_token_through(stage: Stage) -> None:
     run.stop()
 
 
+def test_a_pace_keeps_tokens_apart_and_a_stop_is_heard_meanwhile() -> None:
+    control = Control()
+    control.pace(50)
+    control.check("token")
+    began = time.monotonic()
+    control.check("layer")
+    assert time.monotonic() - began < 0.01, "layers are not held up"
+    control.check("token")
+    assert time.monotonic() - began > 0.015
+    control.pace(0.01)  # one in 100 seconds
+    threading.Timer(0.05, control.stop).start()
+    with pytest.raises(Halted):
+        control.check("token")
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_another_pace_ends_the_waiting_for_the_last() -> None:
+    control, began = Control(), time.monotonic()
+    control.check("token")
+    control.pace(0.01)
+    threading.Timer(0.05, control.pace, [0]).start()
+    control.check("token")
+    assert time.monotonic() - began < PATIENCE
+
+
 def test_a_failure_becomes_a_state_with_its_traceback(stage: Stage) -> None:
     def fail(site: str, value: Tensor) -> Tensor:
         if site == "layers.2.middle":

@@ -28,7 +28,7 @@ from k2lab.engine.events import (
 from k2lab.errors import MissingError, TraceError
 from k2lab.trace.file import HIDDEN, KEY, VERSION, open_trace
 from k2lab.trace.synthetic import synthetic
-from k2lab.trace.trace import About, Trace
+from k2lab.trace.trace import About, Facts, Trace
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ABOUT = About("small", layers=3, dense_layers=1, experts=16, slots=4, scaling=2.5, vocab=100)
@@ -108,6 +108,15 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     same(trace, k2lab.open(path))
     same(trace, k2lab.open(str(path)))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_made_a_trace_comes_back(tmp_path: Path) -> None:
+    trace = example()
+    trace.facts = Facts("k2lab on cpu", "bfloat16", "full", latent_bytes=70_272)
+    trace.capture_seconds = 0.25
+    found = open_trace(trace.save(tmp_path / "x.k2trace"))
+    assert found.facts == trace.facts and found.capture_seconds == 0.25
+    assert found.fork(1).facts == trace.facts
 
 
 def test_an_empty_trace_and_one_without_experts_come_back(tmp_path: Path) -> None:

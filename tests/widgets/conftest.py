@@ -58,6 +58,9 @@ class FakeRun:
     def step(self, unit: str) -> None:
         self.asked.append(f"step {unit}")
 
+    def pace(self, rate: float) -> None:
+        self.asked.append(f"pace {rate}")
+
     def wait(self, timeout: float | None = None) -> None:
         self.ended.wait(timeout)
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from k2lab.errors import InputError
+from k2lab.errors import BusyError, InputError
 from k2lab.widgets import wire
 from k2lab.widgets.details import CapturedDetails, Desk, Detail, Question
 
@@ -57,6 +57,24 @@ def test_a_failure_is_told_in_words(finished):
     ask(desk, finished().trace, 1, "attention", 2)
     drained(desk)
     assert sent[0]["provenance"] == "missing" and "layer on fire" in sent[0]["note"]
+
+
+def test_while_a_run_has_the_engine_it_says_so_and_answers_afterwards(finished):
+    class Busy(Slow):
+        def route(self, trace, token):
+            self.asked.append(token)
+            if not self.go.is_set():
+                raise BusyError("A run is going on.", expected="none.", mend="Wait.")
+            return Detail("derived", {"scores": np.zeros((2, 3), np.float32)})
+
+    sent, busy, told = [], Busy(), threading.Event()
+    desk = Desk(busy, lambda header, buffers: (sent.append(header), told.set()))
+    ask(desk, finished().trace, 7)
+    assert told.wait(5)
+    busy.go.set()
+    drained(desk)
+    assert [each["provenance"] for each in sent] == ["missing", "derived"]
+    assert "as soon as it ends" in sent[0]["note"] and set(busy.asked) == {7}
 
 
 def test_without_a_model_it_says_how_to_get_the_numbers(finished):

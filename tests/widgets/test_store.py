@@ -88,7 +88,8 @@ def test_controls_reach_the_run(run):
         store.tell({"type": message})
     store.tell({"type": "step", "unit": "token"})
     store.tell({"type": "step", "unit": "layer"})
-    assert run.asked == ["stop", "pause", "resume", "step token", "step layer"]
+    store.tell({"type": "pace", "rate": 5})
+    assert run.asked == ["stop", "pause", "resume", "step token", "step layer", "pace 5.0"]
     assert store.sent == []
 
 
@@ -102,6 +103,10 @@ def test_controls_reach_the_run(run):
         {"type": "rm"},
         {"type": ["stop"]},
         {"type": "step", "unit": "year"},
+        {"type": "pace"},
+        {"type": "pace", "rate": -1},
+        {"type": "pace", "rate": True},
+        {"type": "resync", "from": 0, "moved": 5},
         {"type": "resync"},
         {"type": "resync", "from": -1},
         {"type": "resync", "from": 10**9},

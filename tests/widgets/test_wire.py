@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from k2lab.engine.events import PromptRead, Routed, TokenChosen
+from k2lab.engine.events import ExpertsMoved, PromptRead, Routed, TokenChosen
 from k2lab.trace.trace import About, CallRecord, Trace
 from k2lab.widgets import wire
 
@@ -41,6 +41,19 @@ def test_a_frame_carries_exactly_its_tokens():
     assert arrays["ids"].tolist() == [2, 5] and header["texts"] == ["b", "x"]
     assert arrays["top_count"].tolist() == [0, 2] and header["tops"] == ["x", "<b>"]
     assert arrays["experts"].shape == (3, 2, 4)
+
+
+def test_a_frame_tells_what_was_brought():
+    trace, ones = small_trace(), np.ones(2, int)
+    for start, links in ((0, {"disk→host": 100}), (2, {"host→device": 5_000_000_000})):
+        loads = np.zeros((0, 4), np.int32)
+        trace.append(ExpertsMoved(start, 1, 4, ones, 2 * ones, np.full(2, 0.25), loads, links))
+    header, buffers = wire.frame(trace, slice(3, 3), slice(3, 3), slice(0, 2))
+    arrays = wire.unpack(header["arrays"], buffers)
+    assert header["links"] == ["disk→host", "host→device"] and header["moved"] == 0
+    assert arrays["move_bytes"].tolist() == [[100, 0], [0, 5e9]]
+    assert arrays["move_stall"].tolist() == [0.5, 0.5]
+    assert arrays["move_hits"].tolist() == [2, 2] and arrays["move_misses"].tolist() == [4, 4]
 
 
 def test_routing_costs_less_than_the_budget_at_k2_size():

@@ -1,0 +1,24 @@
+"""View: what each widget on a store has: the store's id for the page, the end of its run."""
+
+from typing import Any
+
+import traitlets
+
+from k2lab.trace.trace import Trace
+from k2lab.widgets.base import K2Widget
+from k2lab.widgets.source import RunLike
+from k2lab.widgets.store import Store, store_of
+
+
+class View(K2Widget):
+    """A widget on a store, on a run or on a trace alone."""
+
+    store_id = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
+        self.store = store_of(source)
+        super().__init__(store_id=self.store.store_id, **values)
+
+    def finish(self) -> None:
+        """Waits for the run."""
+        self.store.finish()
