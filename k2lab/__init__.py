@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from k2lab.lab import Lab
     from k2lab.model.load import Placement
+    from k2lab.rules import Resumed
+    from k2lab.run import LabRun
     from k2lab.trace.trace import Trace
     from k2lab.weights.budget import Unit
     from k2lab.weights.store import WeightStore
 
-__all__ = ["load", "open"]
+__all__ = ["load", "open", "resume"]
 __version__ = "0.1.0"
 
 
@@ -61,3 +65,19 @@ def open(path: str | Path) -> "Trace":  # noqa: A001 - k2lab.open is what it doe
     from k2lab.trace.file import open_trace
 
     return open_trace(path)
+
+
+def resume(path: str | Path, *, lab: "Lab | None" = None, **given: "Unpack[Resumed]") -> "LabRun":
+    """The run of a journal, gone on with where a crash, a kill or Stop interrupted it.
+
+    Without a lab, the checkpoint is loaded that the journal names. Tools of one's own, policies,
+    mandates and secrets are given again, as to `lab.run`.
+    """
+    from k2lab.agent.journal import read
+
+    path = Path(path)
+    if lab is None:
+        records = read(path) if path.exists() else []
+        folder = records[0].facts.get("folder") if records else None
+        lab = load(folder)
+    return lab.resume(path, **given)

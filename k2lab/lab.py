@@ -33,6 +33,7 @@ from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.model.load import Placement, Places, load_model
 from k2lab.recipe import Conversation, Recipe, Source, messages_of
+from k2lab.rules import Given, Rules, begun
 from k2lab.run import LabRun
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import cache_bytes_per_token, multi_head_bytes_per_token
@@ -174,12 +175,15 @@ class Lab:
         capture: Level | str = ROUTE,
         budget: Budget | None = None,
         store: "Store | None" = None,
+        **rules: Unpack[Given],
     ) -> "LabRun":
         """The same run in a worker thread: returns at once, shows itself live in a notebook.
 
         Its widgets are new, or those around `store`, which then shows this run. `capture` says how
         much is recorded: "off", "route", "scores", "attention", "residual", "full", or a `Level`.
         `budget` ends the run after so many turns, tokens or seconds, or so much cost of calls.
+        `policy` and `mandate` say which calls are made, `approve` stands for the person who is
+        asked, `journal` is a file that is written ahead, without the `secrets`.
         """
         recipe = Recipe(
             conversation=conversation,
@@ -190,10 +194,39 @@ class Lab:
             tap=tap,
             capture=level_of(capture),
             budget=budget or Budget(),
+            rules=Rules.of(**rules),
         )
         run = LabRun(self, recipe).begin()
         self.latest = run
         return run if store is None else run.show_in(store)
+
+    def resume(
+        self,
+        path: str | Path,
+        *,
+        tools: Sequence[Tool] | None = None,
+        sampler: Sampler | None = None,
+        budget: Budget | None = None,
+        **rules: Unpack[Given],
+    ) -> "LabRun":
+        """The run of a journal, gone on with where it was interrupted.
+
+        What was decided and done is known from the journal; tools of one's own, policies, mandates
+        and secrets are given again. A sampler draws anew from its seed.
+        """
+        rules["journal"] = path
+        about = begun(Path(path), self, tools, rules.get("secrets", ()))
+        recipe = Recipe(
+            conversation=about["messages"],
+            tools=None if tools is None else tuple(tools),
+            sampler=self._sampler(sampler),
+            max_tokens=about["max_tokens"],
+            budget=budget or Budget(),
+            rules=Rules.of(**rules),
+        )
+        run = LabRun(self, recipe).begin(again=True)
+        self.latest = run
+        return run
 
     def show(self, run: "LabRun") -> "Dashboard":
         """All views of a run on one page, with one selection."""
@@ -279,7 +312,7 @@ def _of_the_world() -> Sequence[Tool]:
         replace(
             each,
             effect="writes" if each.name in {"order", "next_item"} else "reads",
-            trusted=each.name in {"calc", "convert", "date", "next_item"},  # nobody else's words in there
+            trusted=each.name in {"calc", "convert", "date", "next_item"},  # no words of others
         )
         for each in World(0).tools()
     ]

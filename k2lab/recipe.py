@@ -19,6 +19,7 @@ from k2lab.engine.sampling import Sampled, Sampler, greedy
 from k2lab.engine.taps import untouched
 from k2lab.errors import InputError, MissingError
 from k2lab.paths import asset
+from k2lab.rules import Rules
 from k2lab.spec.sites import Tap
 
 Conversation = str | Sequence[Mapping[str, Any]]
@@ -37,6 +38,7 @@ class Recipe:
     tap: Tap = untouched
     capture: Level = ROUTE
     budget: Budget = field(default_factory=Budget)  # a branch counts its own
+    rules: Rules = field(default_factory=Rules)
     at: int | None = None  # of a branch: the first token that is not its parent's
     given: tuple[int, ...] = ()  # of a branch: ids that stand there instead
 
@@ -123,6 +125,8 @@ def _branch(recipe: Recipe, parent: str, name: str) -> str:
 def _options(recipe: Recipe) -> str:
     if recipe.tap is not untouched:
         raise _unwritable("a tap of one's own", "edits (`lab.edit`), which are data")
+    if recipe.rules != Rules():
+        raise _unwritable("policies, mandates or a journal", "a run without them")
     sampler = recipe.sampler
     if not isinstance(sampler, Sampled) and sampler is not greedy:
         raise _unwritable("a sampler of one's own", "`greedy` or `sampled(…)`")

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from k2lab.agent.journal import Journal
 from k2lab.agent.loop import Mind, Place, carry_on, opening
-from k2lab.agent.terms import Terms
+from k2lab.agent.resume import stand, tell_again
+from k2lab.agent.terms import NoWitness, Request, Terms
+from k2lab.agent.tools import Tool, call
 from k2lab.branch import (
     Token,
     again,
@@ -38,6 +41,7 @@ from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain
 from k2lab.errors import BusyError, InputError
 from k2lab.recipe import Recipe, cell, messages_of
+from k2lab.rules import Desk, guard_of, journal_of
 from k2lab.trace.compare import Comparison, compare
 from k2lab.trace.trace import Trace
 
@@ -70,6 +74,9 @@ class LabRun(Run):
         self.lab, self.recipe, self.parent = lab, recipe, parent
         self.children: list[LabRun] = []
         self.cache: LatentCache | None = None  # of every token read so far
+        self.desk = Desk(recipe.rules.approve)
+        self._journal: Journal | None = None
+        self._given = at + len(recipe.given)  # tokens before any that are new here
         self._store: Store | None = None
 
     def __repr__(self) -> str:
@@ -93,8 +100,31 @@ class LabRun(Run):
         """The runs below this one that nothing branches off, itself if nothing does."""
         return [leaf for child in self.children for leaf in child.leaves] or [self]
 
-    def begin(self) -> Self:
-        """This run, started: with its prompt, or where it leaves its parent."""
+    @property
+    def waiting(self) -> tuple[Request, ...]:
+        """The calls that wait for `approve` or `refuse`."""
+        return self.desk.waiting
+
+    def approve(self, digest: str | None = None) -> None:
+        """Let a call that waits be made: the one of this digest, or the only one."""
+        self.desk.decide(digest or self._only_waiting(), allowed=True)
+
+    def refuse(self, digest: str | None = None) -> None:
+        """Do not let a call that waits be made."""
+        self.desk.decide(digest or self._only_waiting(), allowed=False)
+
+    def begin(self, *, again: bool = False) -> Self:
+        """This run, started: with its prompt, where it leaves its parent, or `again`, resumed."""
+        try:
+            return self._begin(again=again)
+        except Exception:
+            if self._journal is not None:  # nothing was run
+                self._journal.close()
+                if not again:
+                    self._journal.discard()
+            raise
+
+    def _begin(self, *, again: bool) -> Self:
         lab, recipe, parent = self.lab, self.recipe, self.parent
         mind = Mind(lab.model, lab.tokenizer)
         settings = Settings(
@@ -105,13 +135,24 @@ class LabRun(Run):
             capture=recipe.capture,
         )
         tools = lab.tools if recipe.tools is None else recipe.tools
-        if parent is None:
-            place = opening(mind, messages_of(recipe.conversation), tools)
+        messages = messages_of(recipe.conversation)
+        terms = Terms(
+            budget=recipe.budget, approver=self.desk.approver, halted=lambda: self.control.stopped
+        )
+        if again:
+            place, terms = self._interrupted(mind, tools, terms)
+        elif parent is None:
+            place = opening(mind, messages, tools)
+            if recipe.rules.journal is not None:
+                self._journal = journal_of(lab, recipe, messages, tools)
         else:
             place = self._leave(parent)
             if recipe.tools is None:
                 ask_again(self.trace, tools)
-        terms = Terms(budget=recipe.budget, halted=lambda: self.control.stopped)
+        if not again:
+            witness = self._journal or NoWitness()
+            guard = guard_of(recipe.rules, messages, witness.run)
+            terms = replace(terms, witness=witness, guard=guard)
         self.start(self._noting(carry_on(mind, place, tools, settings, terms)), lab.lock)
         self.cache = place.cache
         if parent is not None:
@@ -148,6 +189,7 @@ class LabRun(Run):
             sampler=anew(sampler or self.recipe.sampler),
             max_tokens=self.recipe.max_tokens if max_tokens is None else max_tokens,
             edits=unique(chosen),
+            rules=replace(self.recipe.rules, journal=None),  # a journal is of one run
             at=at,
             given=given_ids(token, text, self.lab.tokenizer, self.lab.config),
         )
@@ -273,15 +315,49 @@ class LabRun(Run):
 
     def _noting(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, while the beginnings of turns are noted; nothing of the prefix twice."""
-        given = (self.recipe.at or 0) + len(self.recipe.given)
-        for event in events:
-            if isinstance(event, PromptRead) and event.start >= given:
-                if self.turns and self.turns[-1] == event.start:  # the next part of one prompt
-                    self.turns.pop()
-                self.turns.append(event.start + len(event.ids))
-            fresh = beyond(self.trace, event)
-            if fresh is not None:
-                yield fresh
+        try:
+            for event in events:
+                if isinstance(event, PromptRead) and event.start >= self._given:
+                    if self.turns and self.turns[-1] == event.start:  # the next part of one prompt
+                        self.turns.pop()
+                    self.turns.append(event.start + len(event.ids))
+                fresh = beyond(self.trace, event)
+                if fresh is not None:
+                    yield fresh
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    def _interrupted(self, mind: Mind, tools: Sequence[Tool], terms: Terms) -> tuple[Place, Terms]:
+        """Where the run of the journal stood, and the terms with what it knows."""
+        path, secrets = self.recipe.rules.journal, self.recipe.rules.secrets
+        assert path is not None
+        self._journal, records = Journal.reopen(path, mind.tokenizer, secrets=secrets)
+        found = stand(records, self._journal, mind)
+        self.turns, self._given = list(found.turns), len(found.place.prompt.ids)
+        for event in found.events:
+            self.trace.append(event)
+        by_name = {each.name: each for each in tools}
+        if self.recipe.tools is None:  # the lab's own world begins anew
+            for name, arguments in found.asked:
+                call(by_name[name], arguments)
+        guard = guard_of(
+            self.recipe.rules, messages_of(self.recipe.conversation), self._journal.run
+        )
+        tell_again(records, guard, by_name)
+        self._journal.note("resumed", unknown=list(found.unknown))
+        terms = replace(terms, witness=self._journal, guard=guard, recalled=found.recalled)
+        return found.place, terms
+
+    def _only_waiting(self) -> str:
+        waiting = self.waiting
+        if len(waiting) != 1:
+            raise InputError(
+                f"{len(waiting)} calls wait for approval.",
+                expected="one, or the digest of one.",
+                mend="Look at `run.waiting`.",
+            )
+        return waiting[0].digest
 
     def _turn_of(self, at: int) -> int:
         """The beginning of the model's turn in which a run may branch at this index."""

@@ -38,6 +38,7 @@ LAYERS = {
     "lessons": 7,
     "branch": 7,
     "recipe": 7,
+    "rules": 7,
     "live": 8,
     "run": 8,
     "lab": 8,
@@ -53,6 +54,9 @@ SIDEWAYS = {
     ("world", "agent"),  # the world's tools are the agent's tools
     ("lab", "run"),  # a lab starts runs,
     ("run", "lab"),  # and a run knows its lab
+    ("recipe", "rules"),  # a recipe holds the rules of its run,
+    ("rules", "recipe"),  # which begin a journal by it
+    ("rules", "lab"),
     ("run", "live"),  # a run shows itself through its store,
     ("live", "run"),  # which asks the run in turn
     ("trace", "widgets"),  # a trace's page holds the widgets

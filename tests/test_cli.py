@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from k2lab import cli, console
+from k2lab.agent.journal import Journal
+from k2lab.agent.keys import Key
 from k2lab.engine.events import Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
 from k2lab.spec.config import K2Config
 from k2lab.text.tokenizer import Tokenizer
@@ -138,3 +140,17 @@ def test_a_followed_run_reads_like_a_protocol(capsys: pytest.CaptureFixture[str]
         "result    2\n"
         "answer    Two.\n"
     )
+
+
+def test_a_journal_is_verified_and_what_is_wrong_with_it_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    key, path = Key.own(tmp_path / "key.pem"), tmp_path / "run.journal"
+    journal = Journal.begin(path, tiny_tokenizer, key=key)
+    journal.note("ended", reason="answer", detail="")
+    journal.close()
+    assert cli.main(["trace", "verify", str(path), "--key", key.public, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"] is True
+    path.write_bytes(path.read_bytes().replace(b"answer", b"danger"))
+    assert cli.main(["trace", "verify", str(path), "--key", key.public]) == 1
+    assert "line 1 is not as it was signed" in capsys.readouterr().out

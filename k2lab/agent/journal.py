@@ -173,6 +173,12 @@ class Journal:
             os.close(self._file)
             self._file = -1
 
+    def discard(self) -> None:
+        """Delete the journal of a run that never began."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+        checkpoint_of(self.path).unlink(missing_ok=True)
+
     def _write(self, kind: str, facts: dict[str, Any]) -> None:
         line = {"n": self._count, "at": round(time.time(), 3), "before": self._last, "kind": kind}
         text = json.dumps({**line, **self._veil.hide(facts)}, separators=(",", ":"))

@@ -7,7 +7,7 @@ interrupted is lost: it is written anew.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from k2lab.agent.journal import Journal, Record
 from k2lab.agent.loop import Place
 from k2lab.agent.terms import Decision, Guard, Request
 from k2lab.agent.tools import Outcome, Tool, canonical_arguments
-from k2lab.agent.turns import Mind
+from k2lab.agent.turns import Mind, read_again
+from k2lab.engine.events import ToolAnswered, ToolAsked
 from k2lab.engine.generate import Prompt
 from k2lab.errors import JournalError
 from k2lab.model.cache import LatentCache
@@ -34,6 +35,8 @@ class Interrupted:
     recalled: Mapping[str, Outcome]  # of the calls of its last turn
     unknown: tuple[str, ...]  # keys of calls whose outcome nobody knows
     asked: tuple[tuple[str, str], ...]  # (name, arguments) of all calls that were answered
+    turns: tuple[int, ...]  # the index at which each turn begins
+    events: tuple[ToolAsked | ToolAnswered, ...]  # of the turns before the last
 
 
 def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupted:
@@ -47,13 +50,16 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
     prompt = _tokens(opened.facts["given"], journal, mind)
     turns = {each.facts["step"]: each.facts for each in records if each.kind == "turn"}
     turn: tuple[int, ...] = ()
-    tokens = 0
-    for facts in turns.values():
+    tokens, step = 0, max(turns, default=0)
+    begins, events = list[int](), list[ToolAsked | ToolAnswered]()
+    for number, facts in turns.items():
         if facts["given"] is not None:
             prompt = _joined(prompt, _tokens(facts["given"], journal, mind))
         chosen = _tokens(facts["chosen"], journal, mind)
+        begins.append(len(prompt.ids))
         prompt, turn, tokens = _joined(prompt, chosen), chosen.ids, tokens + len(chosen.ids)
-    step = max(turns, default=0)
+        if number < step:
+            events += _events(number, chosen.ids, len(prompt.ids), records, mind)
     recalled, unknown = _outcomes(records, step, journal)
     for key in unknown:
         recalled[key] = Outcome(UNKNOWN, ok=False)
@@ -73,7 +79,9 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
     answered = {each.facts["key"] for each in records if each.kind == "answered"}
     made = [each for key, each in asked.items() if key in answered]
     texts = tuple((each["name"], canonical_arguments(_json(each, journal))) for each in made)
-    return Interrupted(place, recalled, tuple(unknown), texts)
+    return Interrupted(
+        place, recalled, tuple(unknown), texts, turns=tuple(begins), events=tuple(events)
+    )
 
 
 def tell_again(records: Sequence[Record], guard: Guard, tools: Mapping[str, Tool]) -> None:
@@ -97,6 +105,20 @@ def tell_again(records: Sequence[Record], guard: Guard, tools: Mapping[str, Tool
                 name = asked[facts["key"]]["name"]
                 outcome = Outcome(facts["content"], ok=facts["ok"])
                 guard.answered(facts["key"], tools[name], outcome)
+
+
+def _events(
+    step: int, ids: Sequence[int], stop: int, records: Sequence[Record], mind: Mind
+) -> Iterator[ToolAsked | ToolAnswered]:
+    """What was asked and answered in a turn that ended before index `stop`."""
+    turn, ends = read_again(ids, stop, mind.tokenizer)
+    answers = {each.facts["key"]: each.facts for each in records if each.kind == "answered"}
+    for place, (call, end) in enumerate(zip(turn.calls, ends, strict=True)):
+        key = f"{step}.{place}"
+        yield ToolAsked(key, call.id, call.name, call.arguments, end)
+        if key in answers:
+            answer = answers[key]
+            yield ToolAnswered(key, call.name, answer["content"], ok=answer["ok"], seconds=0.0)
 
 
 def _outcomes(

@@ -3,6 +3,7 @@
 Plain data and small protocols, so that the loop depends on no journal, policy or user interface.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -87,9 +88,10 @@ class NoGuard:
 
 
 class NoWitness:
-    """Writes nothing down."""
+    """Writes nothing down; the run has an id all the same, which approvals are bound to."""
 
-    run = ""
+    def __init__(self) -> None:
+        self.run = secrets.token_hex(16)
 
     def note(self, kind: str, **facts: Any) -> None:
         """Not written."""

@@ -124,6 +124,14 @@ class Pen:
                 cache.truncate(cache.length - 1)  # logits are not kept: the last one is read again
 
 
+def read_again(ids: Sequence[int], stop: int, tokenizer: Tokenizer) -> tuple[Turn, list[int]]:
+    """The turn in ids that end before index `stop`, and where each of its calls ended."""
+    parser, ends = TurnParser(), list[int]()
+    _feed_again(parser, ends, stop, ids, tokenizer)
+    turn = unshielded(parser.finish())
+    return turn, ends + [stop - 1] * (len(turn.calls) - len(ends))
+
+
 def _rest(prompt: Prompt, chosen: Sequence[TokenChosen], done: int) -> Prompt:
     """What is still to be read of the prompt and the tokens chosen after it."""
     ids = prompt.ids + tuple(each.id for each in chosen)

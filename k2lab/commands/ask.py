@@ -49,6 +49,11 @@ def add_commands(commands: Any) -> None:
     about = add(traces, "info", _trace_info, "what a .k2trace file holds")
     about.add_argument("file", metavar="FILE", type=Path)
     add_json(about)
+    check = add(traces, "verify", _trace_verify, "whether a journal is as it was written")
+    check.add_argument("file", metavar="JOURNAL", type=Path)
+    check.add_argument("--key", metavar="HEX", help="public key to trust (default: your own)")
+    check.add_argument("--checkpoint", metavar="FILE", type=Path, help="one kept elsewhere")
+    add_json(check)
     page = add(traces, "html", _trace_html, "write it as one HTML file with the linked views")
     page.add_argument("file", metavar="FILE", type=Path)
     page.add_argument("out", metavar="OUT", type=Path)
@@ -94,6 +99,18 @@ def _trace_info(options: Options) -> int:
 
     show(figures(k2lab.open(options.file)), options)
     return DONE
+
+
+def _trace_verify(options: Options) -> int:
+    from k2lab.agent.journal import verify
+    from k2lab.agent.keys import Key
+
+    trusted = [options.key or Key.own().public]
+    verdict = verify(options.file, trusted=trusted, checkpoint=options.checkpoint)
+    told = as_record(verdict)
+    told["problems"] = list(verdict.problems) if options.json else "; ".join(verdict.problems)
+    show({"whole": verdict.whole, **told}, options)
+    return DONE if verdict.whole else FAILED
 
 
 def _trace_html(options: Options) -> int:

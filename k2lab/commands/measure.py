@@ -4,6 +4,7 @@ from typing import Any
 
 from k2lab.commands.form import (
     DONE,
+    FAILED,
     Options,
     add,
     add_group,
@@ -50,6 +51,13 @@ def add_commands(commands: Any) -> None:
     tiers.add_argument("--alone", action="store_true", help="leave out the peer")
     add_model(tiers)
     add_json(tiers)
+
+    agent = add(benches, "agent", _bench_agent, "calls in a storm, kills, mutants, injections")
+    agent.add_argument("--seeds", type=positive, default=20, help="storms (default: 20)")
+    agent.add_argument("--steps", type=positive, default=300, help="of each (default: 300)")
+    agent.add_argument("--mutants", type=positive, default=1_000_000, help="default: 1000000")
+    agent.add_argument("--every", type=positive, default=1, help="kill at every n-th point")
+    add_json(agent)
 
     widgets = add(benches, "widgets", _bench_widgets, "opening and moving a K2-size run")
     widgets.add_argument("--tokens", type=positive, default=32_768, help="default: 32768")
@@ -107,6 +115,19 @@ def _bench_offload(options: Options) -> int:
     folder = checkpoint(options.model)
     show(offload(folder, tokens=options.tokens, peer=not options.alone), options)
     return DONE
+
+
+def _bench_agent(options: Options) -> int:
+    from k2lab.evals.agent import agent
+
+    figures = agent(
+        seeds=options.seeds,
+        steps=options.steps,
+        mutants_tried=options.mutants,
+        every=options.every,
+    )
+    show(figures, options)
+    return DONE if figures.whole else FAILED
 
 
 def _bench_widgets(options: Options) -> int:

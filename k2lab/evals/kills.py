@@ -34,6 +34,7 @@ from k2lab.text.tokenizer import Tokenizer
 
 ENTRIES = 6  # entries that the model keeps; the third and the fourth are looked up side by side
 CONTEXT = 32_768
+POINTS = 122  # at which a run can be killed; a few more are after its end
 NEVER = -1  # the point at which a run that may live is killed
 SECONDS = 60.0  # that one process may take
 
@@ -137,6 +138,8 @@ def live(folder: Path, point: int) -> int:
     config = replace(K2Config.from_json(shape), max_position_embeddings=CONTEXT)
     tokenizer = Tokenizer.from_folder(shape)
     mind = Mind(Puppet(config, tokenizer, _reply), tokenizer)  # type: ignore[arg-type]
+    if path.exists() and verify(path).ended == "answer":  # killed after all was done
+        return 0
     tools, settings = _tools(folder, fuse), Settings(max_tokens=CONTEXT, capture=LEVELS["off"])
     try:
         journal, records = _Fused.reopen(path, tokenizer, key=key)

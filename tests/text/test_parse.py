@@ -20,11 +20,9 @@ CALL, ARGS, END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool
 QUOTED_END = f"'{END}'}}"
 OPENING = "<|im_assistant|>assistant<|im_middle|>"
 
-FILE = Path(__file__).parents[2].parent / "shared" / "data" / "parser_cases.jsonl"
-LINES = FILE.read_text(encoding="utf-8").splitlines() if FILE.exists() else []
-CASES: list[dict[str, Any]] = [json.loads(line) for line in LINES]
+FILE = Path(__file__).parents[1] / "golden" / "parser_cases.jsonl"
+CASES: list[dict[str, Any]] = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 
-needs_cases = pytest.mark.skipif(not CASES, reason="../shared/data/parser_cases.jsonl is absent")
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 
 
@@ -199,7 +197,6 @@ def check_case(turn: Turn, expected: dict[str, Any]) -> None:
     assert [e.kind for e in turn.errors] == [e["kind"] for e in expected.get("errors", [])]
 
 
-@needs_cases
 @each_case
 def test_case_in_one_piece_per_character_and_in_random_pieces(case: dict[str, Any]) -> None:
     text, start, tools = case["text"], case.get("start", "none"), case.get("tools")
@@ -213,14 +210,12 @@ def test_case_in_one_piece_per_character_and_in_random_pieces(case: dict[str, An
         assert fed(cut(text, chance), start, tools) == whole
 
 
-@needs_cases
 @each_case
 def test_case_is_never_taken_back(case: dict[str, Any]) -> None:
     if len(case["text"]) < 3_000:
         check_no_retraction(case["text"], case.get("start", "none"), case.get("tools"))
 
 
-@needs_cases
 def test_the_case_file_is_whole() -> None:
     assert len(CASES) == 62
 

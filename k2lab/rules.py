@@ -1,0 +1,204 @@
+"""The rules of a lab's run, from what a person writes to the terms that the loop is bound to.
+
+    lab.run(question, policy=[deny("order"), allow_reading], mandate=signed, journal="run.journal")
+
+Without a policy and a mandate every call is made, as in a run without rules. Not here: what the
+rules mean (`agent/policy.py`, `agent/mandate.py`, `agent/journal.py`).
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from k2lab.agent.budget import Budget
+from k2lab.agent.journal import Journal, read
+from k2lab.agent.keys import Key
+from k2lab.agent.mandate import Mandate, Mandates, Nonces
+from k2lab.agent.policy import Policies, Policy, user_text
+from k2lab.agent.terms import Approval, Guard, NoGuard, Request
+from k2lab.agent.tools import Tool, canonical_arguments
+from k2lab.agent.veil import Veil
+from k2lab.engine.sampling import Sampler, greedy
+from k2lab.errors import InputError, JournalError, MissingError
+
+if TYPE_CHECKING:
+    from k2lab.lab import Lab
+    from k2lab.recipe import Recipe
+
+Approve = Callable[[Request], bool]
+"""A person's decision as a function; only True is a yes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a run is bound to, beside its budget."""
+
+    policy: tuple[Policy, ...] | None = None  # None: every call is made
+    mandates: tuple[Mandate, ...] = ()
+    approve: Approve | None = None  # None: the person at the page, `run.approve()`
+    journal: Path | None = None
+    secrets: tuple[str, ...] = ()  # texts that the journal must not hold
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy | Sequence[Policy] | None = None,
+        mandate: Mandate | Sequence[Mandate] | None = None,
+        approve: Approve | None = None,
+        journal: str | Path | None = None,
+        secrets: Sequence[str] = (),
+    ) -> "Rules":
+        """The rules from what may be one or several."""
+        policies = (policy,) if callable(policy) else policy
+        mandates = (mandate,) if isinstance(mandate, Mandate) else tuple(mandate or ())
+        if isinstance(secrets, str) or not all(isinstance(each, Mandate) for each in mandates):
+            raise InputError(
+                "The rules have a mandate or secrets of another kind.",
+                expected="a Mandate or a list of them, and a list of secret texts.",
+                mend="Load a mandate with `Mandate.load`; put a single secret into a list.",
+            )
+        return cls(
+            policy=None if policies is None else tuple(policies),
+            mandates=mandates,
+            approve=approve,
+            journal=None if journal is None else Path(journal),
+            secrets=tuple(secrets),
+        )
+
+
+class Given(TypedDict, total=False):
+    """The rules as keywords of `lab.run`."""
+
+    policy: Policy | Sequence[Policy] | None
+    mandate: Mandate | Sequence[Mandate] | None
+    approve: Approve | None
+    journal: str | Path | None
+    secrets: Sequence[str]
+
+
+class Resumed(Given, total=False):
+    """What `k2lab.resume` may be given beside."""
+
+    tools: Sequence[Tool] | None
+    sampler: Sampler | None
+    budget: Budget | None
+
+
+class Desk:
+    """Where calls wait for a person, from any thread."""
+
+    def __init__(self, approve: Approve | None = None) -> None:
+        self._approve, self._lock = approve, threading.Lock()
+        self._waiting: dict[str, Request] = {}  # by digest
+        self._decided: dict[str, bool] = {}
+
+    @property
+    def waiting(self) -> tuple[Request, ...]:
+        """The calls that wait now."""
+        with self._lock:
+            return tuple(self._waiting.values())
+
+    def decide(self, digest: str, *, allowed: bool) -> None:
+        """A person's word about the call with this digest, which must be waiting."""
+        with self._lock:
+            if digest not in self._waiting:
+                raise InputError(
+                    f"No call with the digest {digest[:12]}… waits for approval.",
+                    expected=f"one of {[each[:12] for each in self._waiting]}.",
+                    mend="Look at `run.waiting`; a word holds for one call only.",
+                )
+            self._decided[digest] = allowed
+
+    def approver(self, request: Request, why: str) -> Approval | None:
+        """The person's word, once it is there."""
+        if self._approve is not None:
+            allowed = self._approve(request) is True
+            return Approval(request.digest, allowed=allowed, by="approve")
+        with self._lock:
+            if request.digest not in self._decided:
+                self._waiting[request.digest] = request
+                return None
+            self._waiting.pop(request.digest, None)
+            allowed = self._decided.pop(request.digest)
+            return Approval(request.digest, allowed=allowed, by="person")
+
+
+def guard_of(rules: Rules, messages: Sequence[Any], run: str) -> Guard:
+    """What decides about the calls of a run."""
+    if rules.policy is None and not rules.mandates:
+        return NoGuard()
+    home = Path.home() / ".k2lab"
+    mandates = Mandates(
+        rules.mandates,
+        trusted=[Key.own().public] if rules.mandates else (),
+        run=run,
+        nonces=Nonces(home / "nonces"),
+    )
+    return Policies(rules.policy or (), mandates=mandates, user_text=user_text(messages))
+
+
+def journal_of(
+    lab: "Lab", recipe: "Recipe", messages: Sequence[Any], tools: Sequence[Tool]
+) -> Journal:
+    """A new journal whose first line says what is run."""
+    assert recipe.rules.journal is not None
+    folder = lab.source.folder
+    return Journal.begin(
+        recipe.rules.journal,
+        lab.tokenizer,
+        secrets=recipe.rules.secrets,
+        model=lab.name,
+        config=digest_of(lab.config.to_json()),
+        folder=None if folder is None else str(folder),
+        messages=[dict(each) for each in messages],
+        own_tools=recipe.tools is None,
+        tools=[{"name": each.name, "parameters": digest_of(each.parameters)} for each in tools],
+        sampler="greedy" if recipe.sampler is greedy else repr(recipe.sampler),
+        max_tokens=recipe.max_tokens,
+    )
+
+
+def begun(
+    path: Path, lab: "Lab", tools: Sequence[Tool] | None, secrets: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """What the first line of a journal says, if it fits this lab and these tools."""
+    if not path.exists():
+        raise MissingError(
+            f"There is no journal {path}.",
+            expected="the file that was given to `lab.run` as `journal`.",
+            mend="Correct the path.",
+        )
+    records = read(path)
+    if not records or records[0].kind != "begun":
+        raise _unfit(f"{path} does not begin as a journal does", "a journal that began")
+    about = records[0].facts
+    if about["config"] != digest_of(lab.config.to_json()):
+        raise _unfit(f"The run was one of {about['model']}, another model", f"one of {lab.name}")
+    if about["own_tools"] != (tools is None):
+        own = "the lab's own tools" if about["own_tools"] else "tools of its own"
+        raise _unfit(f"The run had {own}", "the same tools")
+    given = {
+        each.name: digest_of(each.parameters) for each in (lab.tools if tools is None else tools)
+    }
+    other = [
+        each["name"] for each in about["tools"] if given.get(each["name"]) != each["parameters"]
+    ]
+    if other:
+        raise _unfit(f"The tools {', '.join(other)} are missing or have changed", "the same tools")
+    shown = Veil(secrets, about["run"]).show(json.dumps(about["messages"], ensure_ascii=False))
+    return {**about, "messages": json.loads(shown)}
+
+
+def _unfit(found: str, expected: str) -> JournalError:
+    return JournalError(
+        f"{found}.", expected=f"{expected}.", mend="Give what the run had when it began."
+    )
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(canonical_arguments(json.dumps(value)).encode()).hexdigest()

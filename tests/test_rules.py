@@ -1,0 +1,279 @@
+"""Rules of a lab's run: policies, approvals, mandates, a journal, and going on with it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import k2lab
+from k2lab.agent.budget import Budget
+from k2lab.agent.calling import cancellation
+from k2lab.agent.journal import verify
+from k2lab.agent.keys import Key
+from k2lab.agent.mandate import Mandate
+from k2lab.agent.policy import allow, allow_reading, deny
+from k2lab.agent.resume import UNKNOWN
+from k2lab.agent.tools import Tool, tool
+from k2lab.engine.sampling import Sampler
+from k2lab.errors import BusyError, InputError, JournalError, MissingError
+from k2lab.lab import Lab
+from k2lab.run import LabRun
+from k2lab.text.template import Segment
+
+PATIENCE = 20.0
+END = "<|im_end|>"
+
+
+def adding(n: int, number: int = 0) -> str:
+    return (
+        f"<|tool_calls_section_begin|><|tool_call_begin|>functions.add:{number}"
+        f'<|tool_call_argument_begin|>{{"n": {n}}}<|tool_call_end|>'
+        f"<|tool_calls_section_end|>{END}"
+    )
+
+
+TURNS = (f"<think>Now.</think>{adding(2)}", f"<think>So.</think>Done.{END}")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def lab(small_checkpoint: Path) -> Iterator[Lab]:
+    made = Lab.open(small_checkpoint)
+    yield made
+    if made.latest is not None:
+        made.latest.stop()
+        made.latest.wait(PATIENCE)
+
+
+def script(lab: Lab, *turns: str) -> Sampler:
+    segments = [Segment("".join(turns), markers=True, kind="answer")]
+    left = iter(lab.tokenizer.encode_segments(segments))
+    return lambda logits: next(left, lab.tokenizer.special(END))
+
+
+def adder(total: list[int]) -> Tool:
+    @tool
+    def add(n: int) -> int:
+        """Add a number."""
+        total.append(n)
+        return sum(total)
+
+    return add
+
+
+def ended(run: LabRun) -> LabRun:
+    run.wait(PATIENCE)
+    assert run.done and run.error == ""
+    return run
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_a_denied_call_is_not_made_and_the_run_goes_on(lab: Lab) -> None:
+    total = list[int]()
+    run = ended(lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), policy=deny("*")))
+    assert not total
+    assert run.trace.calls[0].content == "error: not allowed: the policy deny *"
+    assert run.trace.answer == "Done."
+
+
+def test_a_call_waits_for_the_person_and_for_this_call_alone(lab: Lab) -> None:
+    total = list[int]()
+    run = lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), policy=allow_reading)
+    until(lambda: run.waiting)
+    (waiting,) = run.waiting
+    assert (waiting.tool.name, waiting.canonical, total) == ("add", '{"n":2}', [])
+    with pytest.raises(InputError, match="No call with the digest"):
+        run.approve("0" * 64)
+    run.approve()
+    ended(run)
+    assert total == [2] and not run.waiting
+    with pytest.raises(InputError, match="0 calls wait"):
+        run.approve()
+
+
+def test_a_refused_call_is_not_made(lab: Lab) -> None:
+    total = list[int]()
+    run = lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), policy=[])
+    until(lambda: run.waiting)
+    run.refuse()
+    ended(run)
+    assert not total and run.trace.calls[0].ok is False
+
+
+def test_stop_ends_the_waiting_for_a_person(lab: Lab) -> None:
+    run = lab.run("Go.", tools=[adder([])], sampler=script(lab, *TURNS), policy=[])
+    until(lambda: run.waiting)
+    began = time.perf_counter()
+    run.stop()
+    run.wait(PATIENCE)
+    assert run.state == "stopped" and time.perf_counter() - began < 0.3
+
+
+def test_a_function_may_stand_for_the_person(lab: Lab) -> None:
+    for says, made in ((True, [2]), (False, []), ("yes", [])):  # only True is a yes
+        total = list[int]()
+        options = {"policy": [], "approve": lambda request, says=says: says}
+        ended(lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), **options))
+        assert total == made
+
+
+def test_a_mandate_of_this_person_covers_its_calls_in_one_run(lab: Lab) -> None:
+    schema = {"properties": {"n": {"maximum": 2}}}
+    signed = Mandate.sign({"add": schema}, Key.own())
+    strange = Mandate.sign({"add": schema}, Key.fresh())
+    for mandate, made in ((signed, [2]), (signed, []), (strange, [])):
+        total, options = list[int](), {"mandate": mandate, "approve": lambda request: False}
+        ended(lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), **options))
+        assert total == made
+
+
+def test_a_journal_is_written_and_verifies(lab: Lab, tmp_path: Path) -> None:
+    path, sampler = tmp_path / "run.journal", script(lab, *TURNS)
+    ended(lab.run("It is tiddlywinks.", tools=[adder([])], sampler=sampler, journal=path,
+                  secrets=["tiddlywinks"]))  # fmt: skip
+    verdict = verify(path, trusted=[Key.own().public])
+    assert verdict.whole and verdict.known_signer and verdict.ended == "answer"
+    assert b"tiddlywinks" not in path.read_bytes()
+    with pytest.raises(JournalError, match="ended: answer"):
+        k2lab.resume(path, lab=lab, tools=[adder([])], secrets=["tiddlywinks"])
+    with pytest.raises(JournalError, match="there already"):
+        lab.run("Again.", journal=path)
+
+
+def interrupted(lab: Lab, path: Path, effect: str) -> tuple[LabRun, Tool]:
+    """A run that is stopped while its second call is under way; the first one was made."""
+    began = threading.Event()
+
+    @tool(effect=effect)
+    def add(n: int) -> int:
+        """Add a number; the second call hangs, once."""
+        if n == 3 and not began.is_set():
+            began.set()
+            cancellation().wait(PATIENCE)
+        return n
+
+    turns = (TURNS[0], f"<think>Next.</think>{adding(3, 1)}")
+    run = lab.run(
+        "Go on.", tools=[add], sampler=script(lab, *turns), journal=path, secrets=["Go on"]
+    )
+    assert began.wait(PATIENCE)
+    run.stop()
+    run.wait(PATIENCE)
+    assert run.state == "stopped"
+    return run, add
+
+
+@pytest.mark.parametrize(("effect", "result"), [("writes", UNKNOWN), ("reads", "3")])
+def test_an_interrupted_run_goes_on_where_it_was(
+    effect: str, result: str, lab: Lab, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.journal"
+    run, add = interrupted(lab, path, effect)
+    sampler = script(lab, f"<think>So.</think>Done.{END}")
+    again = ended(k2lab.resume(path, lab=lab, tools=[add], sampler=sampler, secrets=["Go on"]))
+    assert again.trace.ids.tolist()[: len(run.trace)] == run.trace.ids.tolist()
+    assert again.trace.kinds.tolist()[: len(run.trace)] == run.trace.kinds.tolist()
+    assert [each.content for each in again.trace.calls] == ["2", result]
+    assert [each.index for each in again.trace.calls] == [each.index for each in run.trace.calls]
+    assert again.trace.answer == "Done."
+    assert again.turns[:2] == run.turns
+    verdict = verify(path, trusted=[Key.own().public])
+    assert verdict.whole and verdict.ended == "answer"
+    branch = ended(
+        again.branch(again.turns[-1] + 3, text="x", sampler=script(lab, f"</think>Y.{END}"))
+    )
+    assert branch.trace.text().endswith(f"Y.{END}")
+
+
+def test_a_run_goes_on_only_with_what_it_had(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run.journal"
+    _, add = interrupted(lab, path, "reads")
+
+    @tool
+    def other(n: int) -> int:
+        """Another tool."""
+        return n
+
+    with pytest.raises(MissingError):
+        k2lab.resume(tmp_path / "nothing", lab=lab)
+    with pytest.raises(JournalError, match="tools of its own"):
+        k2lab.resume(path, lab=lab)
+    with pytest.raises(JournalError, match="add are missing"):
+        k2lab.resume(path, lab=lab, tools=[other])
+    with pytest.raises(JournalError, match="secrets that are not at hand"):
+        k2lab.resume(path, lab=lab, tools=[add])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"answered"', b'"answeRed"', 1))
+    with pytest.raises(JournalError, match="not as it was signed"):
+        k2lab.resume(path, lab=lab, tools=[add], secrets=["Go on"])
+
+
+def test_a_run_that_cannot_begin_leaves_no_journal(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run.journal"
+    run = lab.run("Go.", tools=[adder([])], sampler=script(lab, *TURNS), policy=[])
+    until(lambda: run.waiting)
+    with pytest.raises(BusyError):
+        lab.run("Go.", journal=path)
+    assert not path.exists()
+
+
+def test_a_mandate_counts_over_an_interruption(lab: Lab, tmp_path: Path) -> None:
+    path, began = tmp_path / "run.journal", threading.Event()
+    made = list[int]()
+
+    @tool
+    def add(n: int) -> int:
+        """Add a number."""
+        made.append(n)
+        if n == 2:
+            began.set()
+            cancellation().wait(PATIENCE)
+        return n
+
+    options = {"mandate": Mandate.sign({"add": {}}, Key.own()), "approve": lambda request: False}
+    run = lab.run("Go.", tools=[add], sampler=script(lab, TURNS[0]), journal=path, **options)
+    assert began.wait(PATIENCE)
+    run.stop()
+    run.wait(PATIENCE)
+    turns = (f"<think>Go on.</think>{adding(5, 1)}", TURNS[1])
+    again = ended(k2lab.resume(path, lab=lab, tools=[add], sampler=script(lab, *turns), **options))
+    assert made == [2]  # one call was mandated, and it was made before
+    assert again.trace.calls[1].ok is False and again.trace.answer == "Done."
+
+
+def test_a_budget_may_be_raised_and_the_run_goes_on(lab: Lab, tmp_path: Path) -> None:
+    path, total = tmp_path / "run.journal", list[int]()
+    run = ended(lab.run("Go.", tools=[adder(total)], sampler=script(lab, TURNS[0]),
+                        journal=path, budget=Budget(steps=1)))  # fmt: skip
+    assert run.trace.stopped is not None and run.trace.stopped.reason == "budget"
+    again = ended(k2lab.resume(path, lab=lab, tools=[adder(total)], sampler=script(lab, TURNS[1])))
+    assert (total, again.trace.answer) == ([2], "Done.")
+    assert again.trace.stopped is not None
+    assert again.trace.stopped.tokens > run.trace.stopped.tokens
+
+
+def test_a_branch_keeps_the_rules_but_not_the_journal(lab: Lab, tmp_path: Path) -> None:
+    path, total = tmp_path / "run.journal", list[int]()
+    rules = {"policy": [allow("add", when=lambda given: given["n"] < 3), deny("*")]}
+    run = ended(lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), journal=path,
+                        **rules))  # fmt: skip
+    before = path.read_bytes()
+    turns = script(lab, adding(4), f"No.{END}")
+    branch = ended(run.branch(run.turns[0], text="Four. ", sampler=turns))
+    assert branch.trace.calls[0].ok is False
+    assert total == [2] and path.read_bytes() == before
+    with pytest.raises(InputError, match="policies"):
+        run.code()
