@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from k2lab import __version__
-from k2lab.commands import ask, checkpoints, measure, train
+from k2lab.commands import ask, checkpoints, measure, plan, train
 from k2lab.commands.form import FAILED, INTERRUPTED, REFUSED
 from k2lab.errors import K2LabError
 
@@ -46,6 +46,6 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"k2lab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for subject in (ask, checkpoints, measure, train):
+    for subject in (ask, checkpoints, plan, measure, train):
         subject.add_commands(commands)
     return parser

@@ -8,7 +8,6 @@ transformers with accelerate's disk offload of the routed experts alone: all els
 too, which is its best case. Not here: prefill, batches, several requests.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from k2lab.errors import MissingError
+from k2lab.evals.disk import disk_rate, evict
 from k2lab.model.cache import LatentCache
 from k2lab.model.export import export_transformers
 from k2lab.model.k2 import K2
@@ -32,8 +32,6 @@ from k2lab.weights.budget import Offload, compute_dtype, needs
 from k2lab.weights.slab import Slabs
 from k2lab.weights.tiered import DISK, Tiered
 
-BLOCK = 8 * 2**20  # bytes of one read when the disk itself is measured
-SAMPLE = 2**30  # bytes after which that measurement has seen enough
 WARM_UP = 2  # tokens before the clock runs
 MOST_SLOTS = 128  # of the sweep, per layer
 PEER_TOKENS = 4  # that the peer decodes for each figure
@@ -135,29 +133,6 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
         accelerate=compared,
         accelerate_note=note,
     )
-
-
-def disk_rate(files: Sequence[Path]) -> float:
-    """Bytes per second of reading the files in order, their pages evicted before."""
-    evict(files)
-    buffer, count = bytearray(BLOCK), 0
-    began = time.perf_counter()
-    for file in sorted(files, key=lambda each: -each.stat().st_size):
-        with file.open("rb", buffering=0) as stream:
-            while count < SAMPLE and (read := stream.readinto(buffer)):
-                count += read
-    return count / (time.perf_counter() - began)
-
-
-def evict(files: Sequence[Path]) -> None:
-    """Ask the system to forget the pages of these files; others keep theirs."""
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # pages that are still to be written are kept otherwise
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passage:

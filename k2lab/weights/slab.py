@@ -13,7 +13,9 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,8 @@ from k2lab.tensors.stored import leaves
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 SCRAP = 4096  # bytes between two tensors that are cheaper to read along than to jump over
+STRETCH = 2**24  # bytes of a large tensor that one thread reads at once
+STRETCHES = 4  # threads that do
 AGAIN = "Put the file back as it was, then run again: the session goes on."
 
 Bytes = NDArray[np.uint8]
@@ -116,10 +120,20 @@ class Slabs:
         header = self._shards.header(key)
         start, stop = self._shards.span(key)
         data = np.empty(stop - start, np.uint8)
-        if len(data):
-            self._fill(header.file, start, [data])
+        places = range(0, len(data), STRETCH)
+        if len(places) > 1:
+            # One read waits for its own pages; several keep the disk busy.
+            with ThreadPoolExecutor(STRETCHES, thread_name_prefix="k2lab-read") as readers:
+                stretches = (data[place : place + STRETCH] for place in places)
+                read = partial(self._stretch, header.file)
+                list(readers.map(read, (start + place for place in places), stretches))
+        elif places:
+            self._stretch(header.file, start, data)
         dtype = getattr(torch, TORCH_NAMES[header.dtype])
         return torch.from_numpy(data).view(dtype).view(header.shape)
+
+    def _stretch(self, file: Path, offset: int, data: Bytes) -> None:
+        self._fill(file, offset, [data])
 
     def _fill(self, file: Path, offset: int, buffers: list[Bytes]) -> None:
         self._files[file].fill(offset, buffers, lambda place: self._tensor_at(file, place))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from k2lab.evals import offload as bench
-from k2lab.evals.offload import disk_rate, evict, offload
+from k2lab.evals.offload import offload
 
 needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
 
@@ -25,19 +25,6 @@ def test_figures_of_a_small_checkpoint_agree(small_checkpoint: Path) -> None:
     assert found.cold.delivery_bytes_s >= found.cold.bytes_s
     budgets = [point.device_budget for point in found.sweep]
     assert budgets == sorted(set(budgets))
-
-
-@needs_linux
-def test_the_disk_is_read_whole_or_up_to_the_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "data"
-    file.write_bytes(os.urandom(3 * 2**20))
-    monkeypatch.setattr(bench, "BLOCK", 2**20)
-    monkeypatch.setattr(bench, "SAMPLE", 2**21)
-    assert disk_rate([file]) > 0
-    evict([file])
-    assert len(file.read_bytes()) == 3 * 2**20
 
 
 def test_a_peer_too_large_is_left_out_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

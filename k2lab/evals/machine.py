@@ -1,0 +1,285 @@
+"""What a machine is, for the planner: from a data sheet, or measured here in a few seconds.
+
+Measured are the very operations that decoding consists of: a dense product, experts in the form in
+which they lie in their slots, bringing experts there with as many threads as the store has, the
+disk, and a layer without any size. Other programs on the machine are measured along.
+"""
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+
+from k2lab.engine.taps import untouched
+from k2lab.errors import InputError
+from k2lab.evals.disk import disk_rate
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2
+from k2lab.model.synthetic import write_synthetic
+from k2lab.spec.amounts import nbytes
+from k2lab.spec.config import K2Config
+from k2lab.spec.costs import bytes_on_disk, parameters
+from k2lab.spec.keys import tensors
+from k2lab.tensors.shards import TORCH_NAMES, Shards, check
+from k2lab.weights.budget import READERS, Offload, compute_dtype, needs
+from k2lab.weights.forms import Ask, build, choose, slot_bytes
+from k2lab.weights.forms import Room as Slots
+from k2lab.weights.links import Direct, Past
+from k2lab.weights.memory import free
+from k2lab.weights.planner import Machine
+from k2lab.weights.resident import Resident
+from k2lab.weights.slab import Slabs, layout
+from k2lab.weights.tiered import Tiered
+
+GPUS = {
+    "A100": (80e9, 2.04e12),
+    "B200": (180e9, 8.0e12),
+    "H100": (80e9, 3.35e12),
+    "H200": (141e9, 4.8e12),
+    "L40S": (48e9, 0.864e12),
+    "RTX4090": (24e9, 1.008e12),
+    "RTX5090": (32e9, 1.792e12),
+    "RTXPRO6000": (96e9, 1.792e12),
+}
+"""Bytes and bytes per second of memory, as their data sheets say."""
+
+UNKNOWN_RATE = 1e12  # bytes per second of a GPU that is given by its size alone
+PCIE_RATE = 55e9  # of PCIe 5.0 × 16 as one reads it in practice
+NVME_RATE = 7e9  # of one PCIe 4.0 drive
+DENSE_SAMPLE = 2**28  # bytes of the dense product
+TRIES = 5
+SAMPLED = 32  # experts that are brought while that is measured
+LAYERS = 4  # with experts, of the network whose calls are timed
+TOKENS = 96  # that it decodes
+IN_PLACE_LIMIT = 2**26  # bytes of a checkpoint with experts of the right size to try them with
+
+
+def described(gpu: str, *, host: int, disk: float | None, link: float | None) -> Machine:
+    """A machine with GPUs such as `8xH200`, `H100` or `2x24GiB`, by data sheets."""
+    found = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?(.+?)\s*", gpu)
+    count, name = int(found[1] or 1) if found else 0, found[2] if found else gpu
+    known = GPUS.get(name.upper().replace(" ", "").replace("-", ""))
+    try:
+        size, rate = known or (nbytes(name), UNKNOWN_RATE)
+    except InputError as error:
+        raise InputError(
+            f"The GPU {gpu!r}.",
+            expected=f"one of {', '.join(GPUS)}, or an amount of memory; several as in '8xH200'.",
+            mend="Write it as in '8xH200' or '2x24GiB'.",
+        ) from error
+    if not count:
+        raise InputError(
+            f"{gpu!r} names no GPU.", expected="at least one.", mend="Leave out --gpu for a CPU."
+        )
+    return Machine(
+        name=f"{count} × {name}",
+        gpus=count,
+        device_bytes=int(size),
+        memory_rate=rate,
+        expert_rate=rate,
+        link_rate=link or PCIE_RATE,
+        host_bytes=host,
+        disk_rate=disk or NVME_RATE,
+    )
+
+
+def measured(
+    config: K2Config, folder: Path | None, *, disk: float | None = None, memory: int | None = None
+) -> Machine:
+    """This machine's CPU and, where there is a folder, the disk that it lies on.
+
+    `disk` in bytes per second and `memory` in bytes are measured where they are not given.
+    """
+    memory = free(torch.device("cpu")) if memory is None else memory
+    slabs = None if folder is None else Slabs(Shards(folder), config)
+    if disk is None:
+        disk = NVME_RATE if folder is None else disk_rate(sorted(folder.glob("*.safetensors")))
+    whole = _small(config)
+    if config.moe_layers and bytes_on_disk(whole) <= IN_PLACE_LIMIT:
+        calls, wait, link = _in_place(whole)
+        experts = math.inf  # what they take is in the calls
+    else:
+        alone = _decode([K2(whole, Resident(whole, _ones(whole)))])[0][0]
+        wait, calls = 0.0, alone / whole.num_hidden_layers
+        experts, link = _experts(config, slabs) if config.moe_layers else (math.inf, math.inf)
+    return Machine(
+        name=f"CPU, {torch.get_num_threads()} threads",
+        gpus=0,
+        device_bytes=memory,
+        memory_rate=_dense(config),
+        expert_rate=experts,
+        link_rate=link,
+        host_bytes=memory,
+        disk_rate=disk,
+        layer_seconds=calls,
+        miss_seconds=wait,
+        tensor_seconds=0.0 if folder is None else _tensor(config, folder),
+    )
+
+
+def _dense(config: K2Config) -> float:
+    """Bytes of dense weights that one token's products read per second."""
+    dtype, counts = compute_dtype(config, torch.device("cpu")), parameters(config)
+    dense = (counts.total - counts.routed - counts.embedding) * dtype.itemsize
+    rows = max(1, min(dense, DENSE_SAMPLE) // (config.hidden_size * dtype.itemsize))
+    weight = torch.full((rows, config.hidden_size), 0.01, dtype=dtype)
+    x = torch.full((1, config.hidden_size), 0.5, dtype=dtype)
+    return weight.nbytes / _typical(lambda: F.linear(x, weight))
+
+
+def _experts(config: K2Config, slabs: Slabs | None) -> tuple[float, float]:
+    """Bytes per second of computing with experts in their slots, and of bringing them there."""
+    device, shape = torch.device("cpu"), layout(config)
+    dtype = compute_dtype(config, device)
+    form, chosen = choose(config, device, dtype), config.num_experts_per_tok
+    slots = min(config.n_routed_experts, SAMPLED)
+    held = build(form, config, shape, dtype, Slots(1, slots), Direct(), device)
+    blank = torch.zeros(shape.nbytes, dtype=torch.uint8)
+    layer, buffers = config.first_k_dense_replace, threading.local()
+
+    def bring(slot: int) -> None:
+        if slabs is None:
+            held.fill(0, slot, blank, Past())
+            return
+        if not hasattr(buffers, "slab"):
+            buffers.slab = torch.empty(shape.nbytes, dtype=torch.uint8)
+        slabs.read_into(layer, slot, buffers.slab.numpy())
+        held.fill(0, slot, buffers.slab, Past())
+
+    with ThreadPoolExecutor(READERS) as readers:
+
+        def bring_all() -> None:
+            list(readers.map(bring, range(slots)))
+
+        filling = _typical(bring_all)  # the first time is thrown away: it reads the disk
+    x = torch.full((1, config.hidden_size), 0.5, dtype=dtype)
+    seconds = []
+    for first in range(0, slots - chosen + 1, chosen):  # in turn, as decoding asks for them
+        used = list(range(first, first + chosen))
+        ask = Ask(0, used, torch.tensor([used]), _here)
+        seconds.append(_typical(partial(held.rows, ask, x, None)))
+    slot = slot_bytes(form, config, shape, dtype)
+    return chosen * slot / median(seconds), slots * shape.nbytes / filling
+
+
+def _here(slot: int) -> None:
+    """The slot is filled."""
+
+
+def _small(config: K2Config) -> K2Config:
+    """The same kinds of layers without any size, and where they are small, experts as they are."""
+    small = replace(
+        config,
+        vocab_size=512,
+        num_hidden_layers=LAYERS + min(1, config.first_k_dense_replace),
+        first_k_dense_replace=min(1, config.first_k_dense_replace),
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        q_lora_rank=config.q_lora_rank and 32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=16,
+        intermediate_size=64,
+        n_shared_experts=1,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    if bytes_on_disk(small) <= IN_PLACE_LIMIT:
+        return small
+    return replace(small, hidden_size=64, moe_intermediate_size=32)
+
+
+def _in_place(config: K2Config) -> tuple[float, float, float]:
+    """Seconds of a layer that finds all experts, more of one that does not, bytes per second.
+
+    Small experts cost the handing over, not the bytes, so the store itself is run: with all slots,
+    with some, with the fewest. Time is taken to be linear in layers that miss and in misses.
+    """
+    with TemporaryDirectory(prefix="k2lab-") as place:
+        slabs = Slabs(Shards(write_synthetic(config, Path(place) / "small")), config)
+        device = torch.device("cpu")
+        dtype, seconds, missed = compute_dtype(config, device), [], []
+        plain = Offload(device=device, dtype=dtype, device_budget=0)
+        need = needs(config, slabs.layout, plain)
+        middle = need.smallest + (need.most - need.smallest) * 2 // 3
+        stores = [
+            Tiered(config, slabs, replace(plain, device_budget=budget))
+            for budget in (need.most, middle, need.smallest)
+        ]
+        models = [K2(config, store) for store in stores]
+        _decode(models)  # finds what can be found
+        timed = _decode(models)
+        for store in stores:
+            store.close()
+    seconds, missed = zip(*timed, strict=True)
+    layers, chosen = len(config.moe_layers), config.num_experts_per_tok
+    some, most = (max(each - seconds[0], 0.0) for each in seconds[1:])
+    # Layers that miss anything, were misses spread evenly: two equations for two prices.
+    wake = [layers * (1 - (1 - count / (layers * chosen)) ** chosen) for count in missed[1:]]
+    determinant = wake[0] * missed[2] - wake[1] * missed[1]
+    per_layer = (some * missed[2] - most * missed[1]) / determinant if determinant else 0.0
+    per_layer = min(max(per_layer, 0.0), most / wake[1])
+    per_miss = max((most - per_layer * wake[1]) / missed[2], 1e-9)
+    return seconds[0] / config.num_hidden_layers, per_layer, slabs.layout.nbytes / per_miss
+
+
+def _decode(models: Sequence[K2]) -> list[tuple[float, float]]:
+    """Seconds of one token, hiccups of the machine among them, and experts missed for it, of each.
+
+    Token by token in turn, so that what else the machine does falls on all alike.
+    """
+    caches = [LatentCache(model.config) for model in models]
+    before = [model.store.ledger().misses for model in models]
+    seconds, draw = [0.0] * len(models), torch.Generator().manual_seed(0)
+    for _ in range(TOKENS):
+        token = torch.randint(0, models[0].config.vocab_size, (1, 1), generator=draw)
+        for place, (model, cache) in enumerate(zip(models, caches, strict=True)):
+            began = time.perf_counter()
+            with torch.inference_mode():
+                model(token, model.step(1, cache=cache, tap=untouched))
+            seconds[place] += time.perf_counter() - began
+    return [
+        (spent / TOKENS, (model.store.ledger().misses - earlier) / TOKENS)
+        for spent, model, earlier in zip(seconds, models, before, strict=True)
+    ]
+
+
+def _ones(config: K2Config) -> Callable[[str], torch.Tensor]:
+    specs = {spec.key: spec for spec in tensors(config)}
+
+    def read(key: str) -> torch.Tensor:
+        spec = specs[key]
+        return torch.ones(spec.shape, dtype=getattr(torch, TORCH_NAMES[spec.dtype]))
+
+    return read
+
+
+def _tensor(config: K2Config, folder: Path) -> float:
+    """Seconds of opening and checking one tensor of the folder."""
+    began = time.perf_counter()
+    shards = Shards(folder)
+    check(shards, config)
+    Slabs(shards, config)
+    return (time.perf_counter() - began) / len(shards.keys)
+
+
+def _typical(work: Callable[[], object]) -> float:
+    """Median seconds; the first time is thrown away."""
+    seconds = []
+    for _ in range(TRIES + 1):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[1:])

@@ -1,0 +1,51 @@
+"""What a machine is: data sheets by name, and rates that are measured and sane."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from k2lab.errors import InputError
+from k2lab.evals import machine
+from k2lab.evals.machine import described, measured
+from k2lab.spec.config import K2_NANO, K2Config
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "size"),
+    [("8xH200", 8, 141e9), ("H100", 1, 80e9), ("2 x 24GiB", 2, 24 * 2**30), ("rtx 4090", 1, 24e9)],
+)
+def test_gpus_are_known_by_name_or_size(text: str, gpus: int, size: float) -> None:
+    found = described(text, host=10**9, disk=None, link=None)
+    assert (found.gpus, found.device_bytes) == (gpus, int(size))
+    assert (found.link_rate, found.disk_rate) == (machine.PCIE_RATE, machine.NVME_RATE)
+    given = described(text, host=10**9, disk=1e9, link=2e9)
+    assert (given.link_rate, given.disk_rate) == (2e9, 1e9)
+
+
+@pytest.mark.parametrize("text", ["", "moon", "0xH100", "8x"])
+def test_other_gpus_are_refused_with_the_known_ones(text: str) -> None:
+    with pytest.raises(InputError):
+        described(text, host=10**9, disk=None, link=None)
+
+
+def test_a_small_model_is_measured_with_its_own_store(small_checkpoint: Path) -> None:
+    found = measured(K2Config.from_json(small_checkpoint), small_checkpoint)
+    assert found.gpus == 0
+    assert found.device_bytes > 0
+    assert found.memory_rate > 1e6
+    assert found.link_rate > 1e3
+    assert 1e-6 < found.layer_seconds < 1
+    assert found.miss_seconds >= 0
+    assert found.disk_rate > 1e5
+
+
+def test_large_experts_are_measured_in_the_form_of_their_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "IN_PLACE_LIMIT", 0)
+    found = measured(K2_NANO, None, disk=5e8, memory=10**10)
+    assert (found.disk_rate, found.host_bytes, found.device_bytes) == (5e8, 10**10, 10**10)
+    assert 1e6 < found.expert_rate < 1e13
+    assert 1e5 < found.link_rate < 1e12
+    assert found.name == f"CPU, {torch.get_num_threads()} threads"
