@@ -64,6 +64,13 @@ def add_commands(commands: Any) -> None:
     widgets.add_argument("--repeats", type=positive, default=3, help="of opening (default: 3)")
     add_json(widgets)
 
+    looking = add(
+        benches, "watching", _bench_watching, "cost of capture and live view, first picture"
+    )
+    looking.add_argument("--repeats", type=positive, default=9, help="turns (default: 9)")
+    add_model(looking)
+    add_json(looking)
+
 
 def _eval_microworld(options: Options) -> int:
     import k2lab
@@ -114,6 +121,13 @@ def _bench_offload(options: Options) -> int:
 
     folder = checkpoint(options.model)
     show(offload(folder, tokens=options.tokens, peer=not options.alone), options)
+    return DONE
+
+
+def _bench_watching(options: Options) -> int:
+    from k2lab.evals.watching import watching
+
+    show(watching(folder=options.model, repeats=options.repeats), options)
     return DONE
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from k2lab.engine.events import Event, Reason, Stopped, TokenChosen
 from k2lab.errors import BusyError
@@ -155,7 +155,7 @@ class Run:
         """Let a paused run do one token or one layer."""
         self.control.step(unit)
 
-    def wait(self, timeout: float | None = None) -> "Run":
+    def wait(self, timeout: float | None = None) -> Self:
         """This run, once it has ended (or `timeout` seconds are over).
 
         An interrupt of the waiting (the notebook's ■) stops the run too.

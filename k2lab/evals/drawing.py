@@ -4,11 +4,10 @@ Opening is from the navigation to the first painted frame in which every view ha
 data come as the same binary frames as from a kernel, packed when they are asked for, over a local
 socket instead of JupyterLab's. Moving is real pointer input (scrolling the text, brushing the
 timeline, hovering the map) while requestAnimationFrame counts the painted frames. Not here: the
-kernel's share while a model runs (`bench decode` has the cost of capture).
+kernel's share while a model runs (`watching.py`).
 """
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from k2lab.errors import MissingError
+from k2lab.evals.jupyter import chromium
 from k2lab.trace.synthetic import synthetic
 from k2lab.trace.trace import Trace
 from k2lab.widgets import wire
@@ -29,7 +28,6 @@ from k2lab.widgets.page import SELECTION
 from k2lab.widgets.source import Recorded, status_of
 
 FRAME_TOKENS = 2048
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 PATIENCE = 120_000  # ms
 SECONDS = 3.0  # of each movement
 
@@ -88,7 +86,7 @@ def drawing(*, tokens: int = 32_768, repeats: int = 3, trace: Trace | None = Non
     """Figures of the dashboard for a synthetic trace of K2's size, or for `trace`."""
     shown = trace or synthetic(tokens)
     opened: list[float] = []
-    with _served(shown) as (address, sent), _chromium() as browser:
+    with _served(shown) as (address, sent), chromium() as browser:
         for turn in range(repeats):
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.set_default_timeout(PATIENCE)
@@ -172,25 +170,6 @@ def _box(page: Any, selector: str) -> dict[str, float]:
     page.locator(selector).first.scroll_into_view_if_needed()
     box: dict[str, float] = page.locator(selector).first.bounding_box()
     return box
-
-
-@contextmanager
-def _chromium() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        path = None
-    if path is None:
-        raise MissingError(
-            "There is no Chromium, or no playwright to drive it.",
-            expected="both, to measure in a browser.",
-            mend="apt-get install chromium, and pip install playwright.",
-        )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @contextmanager

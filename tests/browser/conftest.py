@@ -4,35 +4,19 @@ The course is copied first: JupyterLab saves what it opens. Screenshots are kept
 to be looked at; no test compares them.
 """
 
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from k2lab.errors import MissingError
+from k2lab.evals import jupyter
+from k2lab.evals.jupyter import jupyterlab, open_notebook, write_notebook
+
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "test-results"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-SETTINGS = {
-    "apputils-extension/themes": {"adaptive-theme": True},  # light or dark as the browser asks
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-}
-START_SECONDS = 180
 PATIENCE = 60_000  # ms; on a busy machine everything comes late
 
 
@@ -49,12 +33,7 @@ class Person:
 
     def open(self, notebook: str) -> None:
         """The notebook in a fresh workspace, its kernel ready."""
-        self.page.goto(f"{self.address}/lab/tree/{notebook}?reset")
-        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-        # Cells given to a session that has no kernel yet would bring up the kernel dialogue.
-        context = "window.jupyterapp?.shell.currentWidget?.sessionContext"
-        ready = f"() => {context}?.session?.kernel?.status === 'idle'"
-        self.page.wait_for_function(ready, timeout=60_000)
+        open_notebook(self.page, self.address, notebook)
 
     def read(self, file: Path) -> None:
         """A page from a file."""
@@ -127,26 +106,7 @@ def notebook(folder: Path) -> Notebook:
     """A function that writes a notebook with these cells and returns its name."""
 
     def write(name: str, *cells: str) -> str:
-        content: dict[str, Any] = {
-            "cells": [
-                {
-                    "cell_type": "code",
-                    "id": f"cell-{place}",
-                    "source": source,
-                    "metadata": {},
-                    "outputs": [],
-                    "execution_count": None,
-                }
-                for place, source in enumerate(cells)
-            ],
-            "metadata": {
-                "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-            },
-            "nbformat": 4,
-            "nbformat_minor": 5,
-        }
-        (folder / name).write_text(json.dumps(content))
-        return name
+        return write_notebook(folder / name, cells)
 
     return write
 
@@ -154,72 +114,20 @@ def notebook(folder: Path) -> Notebook:
 @pytest.fixture(scope="session")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running JupyterLab."""
-    home = tmp_path_factory.mktemp("home")
-    for name, values in SETTINGS.items():
-        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = {
-        "JUPYTER_CONFIG_DIR": home / "config",
-        "JUPYTER_DATA_DIR": home / "data",
-        "JUPYTER_RUNTIME_DIR": home / "runtime",
-        "JUPYTERLAB_SETTINGS_DIR": home / "settings",
-        "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
-    }
-    environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
-    environment.pop("K2LAB_STATIC", None)  # the point here is the live view
-    options = [
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={folder}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
-    log = (home / "server.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", *options],
-        env=environment,
-        cwd=folder,
-        stdout=log,
-        stderr=log,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(f"{address}/api/status", process, Path(log.name))
+    with jupyterlab(folder, tmp_path_factory.mktemp("home")) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
-
-
-def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A running Chromium, shared; each test has a context of its own."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed; `apt-get install chromium` brings it.")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
+    try:
+        running = jupyter.chromium()
+        browser = running.__enter__()
+    except MissingError as error:
+        pytest.skip(str(error))
+    yield browser
+    running.__exit__(None, None, None)
 
 
 @pytest.fixture

@@ -1,0 +1,29 @@
+"""What watching costs: the parts that need no browser."""
+
+import json
+
+import k2lab
+from k2lab.evals.jupyter import write_notebook
+from k2lab.evals.watching import BEGIN, CELLS, Costs, branching, costs, told
+
+
+def test_a_branch_reads_one_token_of_its_prefix_and_a_run_reads_it_all():
+    found = branching(k2lab.load())
+    assert found.read_tokens == 1 < found.prefix_tokens
+    assert 0 < found.branch_seconds < found.anew_seconds
+
+
+def test_costs_come_back_as_one_line(capsys):
+    lab = k2lab.load()
+    store = lab.run("What is 3 * 14?", max_tokens=2).wait().store
+    found = costs(lab, store, 1)
+    told(found)
+    printed = capsys.readouterr().out
+    assert printed.startswith(BEGIN) and json.loads(printed.removeprefix(BEGIN)) == found
+    assert Costs(**found["costs"]).repeats == 1 and store.source.done
+
+
+def test_a_notebook_has_its_cells(tmp_path):
+    name = write_notebook(tmp_path / "x.ipynb", CELLS)
+    cells = json.loads((tmp_path / name).read_text())["cells"]
+    assert [each["source"] for each in cells] == list(CELLS)
