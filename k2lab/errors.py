@@ -12,6 +12,7 @@
     ├─ ToolError           a tool whose schema or function cannot be used
     ├─ TransientError      a failure in passing: the same request may be sent again
     ├─ JournalError        a journal that cannot be begun, read or gone on with
+    ├─ SandboxError        code that was ended, or a sandbox that is not tight enough
     ├─ BusyError           a second run while the engine is busy
     ├─ TraceError          a trace that cannot be read or shown
     └─ MissingError        an optional package, file or asset that is not there
@@ -75,6 +76,10 @@ class TransientError(K2LabError, ConnectionError):
 
 class JournalError(K2LabError, ValueError):
     """A journal that is there already, that was tampered with, or that does not fit the run."""
+
+
+class SandboxError(K2LabError, RuntimeError):
+    """Code that was ended or failed, or a sandbox that reached less than was asked for."""
 
 
 class BusyError(K2LabError, RuntimeError):
