@@ -18,6 +18,12 @@ def add_commands(commands: Any) -> None:
     train = add(commands, "train", _train, "train K2-nano from nothing, or go on where it stopped")
     train.add_argument("--steps", type=positive, help="default: those of the plan")
     train.add_argument("--work", metavar="DIR", type=Path, default=Path("k2-nano-training"))
+    train.add_argument(
+        "--start",
+        metavar="DIR",
+        type=Path,
+        help="a finished model to go on from",
+    )
     train.add_argument("--out", metavar="DIR", type=Path, help="write model and card here")
     train.add_argument("--eval", type=positive, default=480, help="tasks behind the card")
     add_json(train, "print one progress report a line as JSON")
@@ -39,7 +45,7 @@ def _train(options: Options) -> int:
             )
 
     plan = PLAN if options.steps is None else replace(PLAN, steps=options.steps)
-    training = train(options.work, plan, report)
+    training = train(options.work, plan, report, start=options.start)
     if options.out is not None:
         _finish(training, options)
     return DONE

@@ -1,54 +1,28 @@
 """CARD.md of K2-nano: what it is, how it was made, what it can do, in measured figures only.
 
-Beside it lie `training.json`, the whole record of the training, and `training.svg`, its picture.
+Beside it lies `training.svg`, its picture.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from k2lab.errors import MissingError
 from k2lab.evals.microworld import Report
 from k2lab.model.export import sha256, write_sums
 from k2lab.spec.costs import parameters
 from k2lab.tensors.shards import SINGLE
 from k2lab.train.nano import VOCABULARY_SEED, VOCABULARY_TASKS
+from k2lab.train.record import write_record
 from k2lab.train.sft import Progress, Training
 
-CARD, RECORD, PICTURE = "CARD.md", "training.json", "training.svg"
+CARD, PICTURE = "CARD.md", "training.svg"
 ROWS = 12  # of the loss table
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a training leaves behind for its reader."""
-
-    sittings: list[dict[str, Any]]  # plan, and step at the start, of each
-    notes: list[str]
-    history: list[Progress]
-
-
-def record(folder: Path) -> Record:
-    """The record beside the weights of a model that this package trained."""
-    path = folder / RECORD
-    if not path.exists():
-        raise MissingError(
-            f"There is no {RECORD} in {folder}.",
-            expected="the folder of a model that `k2lab train --out` wrote.",
-            mend="Use K2-nano's folder, or train a model.",
-        )
-    held = json.loads(path.read_text(encoding="utf-8"))
-    history = [Progress(**entry) for entry in held["history"]]
-    return Record(held["sittings"], held["notes"], history)
 
 
 def write_card(training: Training, report: Report, folder: Path) -> None:
     """Write card, record and picture beside the finished model in `folder`."""
-    kept = Record(training.sittings, training.notes, training.history)
-    (folder / RECORD).write_text(json.dumps(asdict(kept)) + "\n", encoding="utf-8")
+    write_record(training, folder)
     _draw(training.history, report, folder / PICTURE)
     (folder / CARD).write_text(card(training, report, folder), encoding="utf-8")
     write_sums(folder)

@@ -92,7 +92,7 @@ class Training:
         self.history: list[Progress] = []
         self.sittings: list[dict[str, Any]] = []  # plan, and step at the start, of each
         self.notes: list[str] = []  # what a reader of the card must know besides
-        self._place = (0, 0)  # pool, and batches of it already used
+        self.place = (0, 0)  # pool of the data, and batches of it already used
 
     def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
         """Train to the plan's last step, saving to `folder` every few minutes."""
@@ -141,7 +141,7 @@ class Training:
             "biases": self.store.biases,
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
-            "counters": (self.step, self.tokens, self.seconds, *self._place),
+            "counters": (self.step, self.tokens, self.seconds, *self.place),
             "history": [asdict(entry) for entry in self.history],
             "sittings": self.sittings,
             "notes": self.notes,
@@ -164,24 +164,24 @@ class Training:
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.step, self.tokens, self.seconds, *place = state["counters"]
-        self._place = (place[0], place[1])
+        self.place = (place[0], place[1])
         self.history = [Progress(**entry) for entry in state["history"]]
         self.sittings, self.notes = state["sittings"], state["notes"]
         return True
 
     def first_pool(self) -> None:
         """Begin the data anew, from its first pool."""
-        self._place = (0, 0)
+        self.place = (0, 0)
 
     def _data(self) -> Iterator[Batch]:
         """Batches from the saved place on."""
-        pool, used = self._place
+        pool, used = self.place
         stream = batches(
             self.plan.seed, self.tokenizer, tokens=self.plan.batch_tokens, first_pool=pool
         )
         for index, batch in islice(stream, used, None):
             # The place moves when a batch is taken: a checkpoint lies between two updates.
-            self._place = (index, self._place[1] + 1 if index == self._place[0] else 1)
+            self.place = (index, self.place[1] + 1 if index == self.place[0] else 1)
             yield batch
 
     def update(self, data: Iterator[Batch]) -> "Update":

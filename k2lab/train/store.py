@@ -7,14 +7,14 @@ parameters per layer. With `quantised` on, the forward sees experts as INT4 woul
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from k2lab.spec.config import K2Config
 from k2lab.spec.keys import tensors
-from k2lab.tensors.int4 import fake_quantise, pack, quantise
+from k2lab.tensors.int4 import dequantise, fake_quantise, pack, quantise, unpack
 from k2lab.tensors.linear import expert_rows
 from k2lab.weights.store import Lease, Ledger, namespace, place
 
@@ -95,6 +95,22 @@ class Trainable:
                 yield f"{name}.weight_packed", pack(codes)
                 yield f"{name}.weight_scale", scale
                 yield f"{name}.weight_shape", torch.tensor(weight.shape, dtype=torch.int32)
+
+    @torch.no_grad()
+    def adopt(self, read: Callable[[str], Tensor]) -> None:
+        """Take over the tensors of an exported checkpoint; `read(key)` gives one of them."""
+        for key, _ in dense_shapes(self.config):
+            layer, _, name = place(key)
+            if name == BIAS:
+                assert layer is not None
+                self.biases[layer].copy_(read(key))
+            else:
+                self.parameters[key].copy_(read(key))
+        for layer in self.config.moe_layers:
+            stacks = (self.parameters[key] for key in stack_keys(layer))
+            for name, weight in per_expert(layer, *stacks):
+                codes, scale = unpack(read(f"{name}.weight_packed")), read(f"{name}.weight_scale")
+                weight.copy_(dequantise(codes, scale))
 
 
 class TrainableBatch:

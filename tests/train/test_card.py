@@ -1,18 +1,17 @@
-"""The card: what was measured stands in it, and its record reads back as it was written."""
+"""The card: what was measured stands in it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from k2lab.errors import MissingError
 from k2lab.evals.microworld import Report
 from k2lab.evals.stats import share
 from k2lab.model.export import SUMS, write_checkpoint
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
-from k2lab.train.card import CARD, PICTURE, record, write_card
+from k2lab.train.card import CARD, PICTURE, write_card
 from k2lab.train.sft import Plan, Training
 
 REPORT = Report(
@@ -51,15 +50,6 @@ def written(
     return training, folder
 
 
-def test_the_record_reads_back(written: tuple[Training, Path]) -> None:
-    training, folder = written
-    kept = record(folder)
-    assert kept.notes == training.notes
-    assert kept.sittings == training.sittings
-    assert [entry.loss for entry in kept.history] == [entry.loss for entry in training.history]
-    assert len(kept.history[-1].heads) == training.config.num_hidden_layers
-
-
 def test_the_card_says_what_was_measured(written: tuple[Training, Path]) -> None:
     training, folder = written
     text = (folder / CARD).read_text()
@@ -70,8 +60,3 @@ def test_the_card_says_what_was_measured(written: tuple[Training, Path]) -> None
     assert (folder / PICTURE).read_text().startswith("<?xml")
     sums = (folder / SUMS).read_text()
     assert all(name in sums for name in (CARD, PICTURE, "training.json", "model.safetensors"))
-
-
-def test_a_folder_without_a_record_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no training"):
-        record(tmp_path)

@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert again.step == kept
     again.run(tmp_path / "cut", nothing)
     assert same(again, whole)
-    assert (again.step, again.tokens, again._place) == (6, whole.tokens, whole._place)
+    assert (again.step, again.tokens, again.place) == (6, whole.tokens, whole.place)
 
 
 def test_nothing_to_resume_is_told(
