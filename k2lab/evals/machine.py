@@ -210,7 +210,7 @@ def _in_place(config: K2Config) -> tuple[float, float, float]:
     with TemporaryDirectory(prefix="k2lab-") as place:
         slabs = Slabs(Shards(write_synthetic(config, Path(place) / "small")), config)
         device = torch.device("cpu")
-        dtype, seconds, missed = compute_dtype(config, device), [], []
+        dtype = compute_dtype(config, device)
         plain = Offload(device=device, dtype=dtype, device_budget=0)
         need = needs(config, slabs.layout, plain)
         middle = need.smallest + (need.most - need.smallest) * 2 // 3
