@@ -115,10 +115,8 @@ class Residency(Chart):
                 mend="Load with placement='tiered' and a device_budget, then run again.",
             )
         if not 0 <= self.shown < trace.about.moe_layers:
-            first, last = (
-                trace.about.dense_layers,
-                trace.about.dense_layers + trace.about.moe_layers,
-            )
+            first = trace.about.dense_layers
+            last = first + trace.about.moe_layers - 1
             raise TraceError(
                 f"Layer {self.layer} has no slots.",
                 expected=f"a layer with experts, {first} to {last}.",
