@@ -6,6 +6,8 @@ Expert weights come stacked: gate_up [expert, 2·width, hidden] (gate above up) 
 down [expert, hidden, width]. Rows are returned unsummed, one per (token, slot).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,21 +18,30 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
-def expert_rows(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def expert_rows(
+    x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, each: Sequence[Tensor] | None = None
+) -> Tensor:
     """SwiGLU_e(x) for each token's chosen experts: [token, slot, hidden], x [token, hidden].
 
-    `ids` [token, slot] index the first axis of the stacks. One token gathers its experts' weights;
-    several are sorted by expert, so that each expert is one matrix product (grouped).
+    `ids` [token, slot] index the first axis of the stacks. One token takes its experts' weights;
+    several are sorted by expert, so that each expert is one matrix product (grouped). `each` may
+    be `gate_up.unbind()`, made once: for one token, cutting the stack takes as long as a product.
     """
-    if ids.shape[0] == 1:
-        return _gathered(x[0], ids[0], gate_up, down)
-    return _grouped(x, ids, gate_up, down)
+    if ids.shape[0] != 1:
+        return _grouped(x, ids, gate_up, down)
+    token, chosen = x[0], ids[0]
+    if x.is_cpu:  # where the weights lie, one after the other: copying them takes longer (measured)
+        matrices = gate_up if each is None else each
+        inner = torch.cat([torch.mv(matrices[expert], token) for expert in chosen.tolist()])
+    else:  # without waiting for the ids
+        inner = torch.mv(gate_up.index_select(0, chosen).flatten(0, 1), token)
+    return _down(inner, chosen, down)
 
 
-def _gathered(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    # index_select, not gate_up[ids]: advanced indexing is four times slower here (measured).
-    inner = torch.mv(gate_up.index_select(0, ids).flatten(0, 1), x)  # [slot · 2·width]
+def _down(inner: Tensor, ids: Tensor, down: Tensor) -> Tensor:
+    """W_down (silu(gate) ⊙ up) for inner [slot · 2·width]: [1, slot, hidden]."""
     gate, up = inner.view(len(ids), 2, 1, -1).unbind(1)  # [slot, 1, width]
+    # index_select, not down[ids]: advanced indexing is four times slower here (measured).
     # Row times matrix: as matrix times column the same product is five times slower (measured).
     return torch.bmm(F.silu(gate) * up, down.index_select(0, ids).mT).transpose(0, 1)
 

@@ -76,3 +76,10 @@ def test_gradients_reach_the_weights_and_the_input(tokens: int) -> None:
         gradients.append([leaf.grad for leaf in leaves])
     for ours, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 40])
+def test_matrices_cut_beforehand_give_the_same_bits(tokens: int) -> None:
+    (x, ids), (gate_up, down) = given(tokens, 4), stacks()
+    cut = expert_rows(x, ids, gate_up, down, gate_up.unbind())
+    assert torch.equal(cut, expert_rows(x, ids, gate_up, down))

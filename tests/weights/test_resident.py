@@ -74,6 +74,15 @@ def test_the_selection_bias_stays_in_float32(tiny_config: Configs, tiny_model: M
         assert w.weight.dtype == torch.bfloat16
 
 
+def test_what_is_expanded_carries_nothing_for_gradients(
+    tiny_config: Configs, tiny_model: Models
+) -> None:
+    store = tiny_model(tiny_config(**INT4)).store
+    with store.dense(1, "self_attn") as w:
+        assert w.o_proj.is_inference()
+    assert store.experts(1, torch.tensor([[3, 9, 3, 1]])).stack.down.is_inference()
+
+
 def test_only_the_chosen_experts_are_expanded(
     tiny_config: Configs, tiny_model: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
