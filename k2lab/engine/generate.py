@@ -5,6 +5,7 @@ the whole conversation in the cache. Not here: what the text means (`text/parse.
 (`agent/loop.py`), threads (`engine/session.py`).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from k2lab.model.k2 import K2
 from k2lab.spec.sites import Tap
 from k2lab.text.template import Segment
 from k2lab.text.tokenizer import Tokenizer, Utf8Stream
+from k2lab.weights.store import Mover
 
 CHUNK = 512  # prompt tokens per forward: bounds the attention scores and lets Stop act in between
 ALTERNATIVES = 5  # likeliest tokens reported with each choice
@@ -70,6 +72,7 @@ def generate(
     check_ids(prompt.ids, model.config.vocab_size)
     cache.room_for(len(prompt.ids) + 1)
     capture = Capture(model, settings.capture) if settings.capture else None
+    moves = isinstance(model.store, Mover)  # asked once: on a protocol the answer takes a while
     watched = chain(settings.tap, capture.tap) if capture else settings.tap
 
     def read(ids: Sequence[int], kinds: Sequence[Kind]) -> tuple[Tensor, list[Event]]:
@@ -91,7 +94,8 @@ def generate(
         seconds = settings.clock() - began
         yield PromptRead(start, prompt.ids[part], prompt.texts[part], prompt.kinds[part], seconds)
         yield from captured
-        yield from moved(model.store, start, len(prompt.ids[part]))
+        if moves:
+            yield from moved(model.store, start, len(prompt.ids[part]))
 
     stream, kinds = Utf8Stream(), KindTracker(tokenizer)
     for each in settings.turn:
@@ -109,7 +113,8 @@ def generate(
         yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
         logits, captured = read([chosen], [kind])
         yield from captured
-        yield from moved(model.store, index, 1)
+        if moves:
+            yield from moved(model.store, index, 1)
         if chosen in settings.stop_ids:
             return
 
@@ -119,12 +124,11 @@ def describe(
 ) -> tuple[float, float, tuple[tuple[int, str, float], ...]]:
     """Log-probability of the choice, entropy (nats), and the likeliest alternatives."""
     logs = logits.log_softmax(-1)
-    probabilities = logs.exp()
-    entropy = torch.special.entr(probabilities).sum()  # −p ln p, 0 where p is 0
-    values, ids = probabilities.topk(min(ALTERNATIVES, logits.shape[-1]))
-    top = zip(ids.tolist(), values.tolist(), strict=True)
-    named = tuple((i, tokenizer.piece(i), p) for i, p in top)
-    return float(logs[chosen]), float(entropy), named
+    entropy = torch.special.entr(logs.exp()).sum()  # −p ln p, 0 where p is 0
+    values, ids = logs.topk(min(ALTERNATIVES, logs.shape[-1]))
+    top = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    named = tuple((i, tokenizer.piece(i), math.exp(log)) for i, log in top.items())
+    return top[chosen] if chosen in top else float(logs[chosen]), float(entropy), named
 
 
 def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:

@@ -20,7 +20,7 @@ Sampler = Callable[[Tensor], int]
 
 def greedy(logits: Tensor) -> int:
     """The likeliest token; the lowest id among equals."""
-    return int(logits.argmax())
+    return int(logits.cpu().numpy().argmax())  # NumPy's: it promises the first of equals
 
 
 def sampled(
