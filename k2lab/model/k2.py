@@ -26,7 +26,7 @@ from torch import Tensor
 
 from k2lab.model.cache import LatentCache
 from k2lab.spec.config import LATENT_NORM_EPS, K2Config
-from k2lab.spec.sites import Tap
+from k2lab.spec.sites import Tap, names
 from k2lab.tensors.linear import swiglu
 from k2lab.tensors.rope import Rotary, rotate, softmax_scale
 from k2lab.weights.store import WeightStore
@@ -39,7 +39,7 @@ Form = Literal["expanded", "absorbed"]
 class Step:
     """What one forward needs besides its tokens."""
 
-    rotation: Tensor  # e^{ipω}, complex [token, rope / 2]
+    rotation: Tensor  # e^{ipω}, complex [token, 1, rope / 2]: the same for all heads
     mask: Tensor | None  # −inf where a token may not look, float32 [token, source]; None: no limit
     cache: LatentCache | None
     tap: Tap
@@ -56,9 +56,8 @@ class RMSNorm:
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         """x normalised over its last axis."""
-        wide = x.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return weight * (wide / torch.hypot(length * self.scale, self.floor)).type_as(x)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return weight * (x / torch.hypot(length * self.scale, self.floor)).type_as(x)
 
 
 class MLA:
@@ -66,8 +65,9 @@ class MLA:
 
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
         self.config, self.layer, self.store = config, layer, store
-        self.site = f"layers.{layer}.self_attn"
-        self.nope, self.rank = config.qk_nope_head_dim, config.kv_lora_rank
+        self.site = names(f"layers.{layer}.self_attn")
+        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.rank = config.kv_lora_rank
         self.scale = torch.tensor(softmax_scale(config))
         self.q_a_layernorm = RMSNorm(config.q_lora_rank or 1, LATENT_NORM_EPS)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
@@ -82,26 +82,27 @@ class MLA:
             else:
                 c_q = self.q_a_layernorm(F.linear(x, w.q_a_proj), w.q_a_layernorm)
                 q = F.linear(c_q, w.q_b_proj)
-            q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))  # [b, t, h, n+r]
-            q_nope, q_rope = q[..., : self.nope], q[..., self.nope :]
+            q = q.view(*x.shape[:2], config.num_attention_heads, -1)  # [b, t, h, n + r]
+            q_nope, q_rope = q.split_with_sizes((self.nope, self.rope), -1)
 
             # Keys and values: one latent and one rotary key per token, for all heads.
             compressed = F.linear(x, w.kv_a_proj_with_mqa)  # W^{DKV} ‖ W^{KR}
-            latent, k_rope = compressed[..., : self.rank], compressed[..., self.rank :]
+            latent, k_rope = compressed.split_with_sizes((self.rank, self.rope), -1)
             latent = self.kv_a_layernorm(latent, w.kv_a_layernorm)
             # The shared key is turned with the queries, as one head more.
-            rotated = rotate(torch.cat([q_rope, k_rope.unsqueeze(2)], 2), step.rotation)
+            turned = rotate(torch.cat([q_rope, k_rope.unsqueeze(2)], 2), step.rotation)
+            q_rope, k_rope = turned.split_with_sizes((config.num_attention_heads, 1), 2)
 
-            q_nope = tap(f"{site}.q_nope", q_nope)
-            q_rope = tap(f"{site}.q_rope", rotated[:, :, :-1])
-            latent = tap(f"{site}.latent", latent)  # [b, t, c]
-            k_rope = tap(f"{site}.k_rope", rotated[:, :, -1])  # [b, t, r]
+            q_nope = tap(site.q_nope, q_nope)
+            q_rope = tap(site.q_rope, q_rope)
+            latent = tap(site.latent, latent)  # [b, t, c]
+            k_rope = tap(site.k_rope, k_rope.squeeze(2))  # [b, t, r]
             memory = torch.cat([latent, k_rope], -1)
             if step.cache is not None:
                 memory = step.cache.append(self.layer, memory)
             attend = self._expanded if step.form == "expanded" else self._absorbed
-            heads = tap(f"{site}.heads", attend(q_nope, q_rope, memory, w.kv_b_proj, step))
-            return tap(f"{site}.output", F.linear(heads.flatten(2), w.o_proj))
+            heads = tap(site.heads, attend(q_nope, q_rope, memory, w.kv_b_proj, step))
+            return tap(site.output, F.linear(heads.flatten(2), w.o_proj))
 
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor, step: Step
@@ -123,28 +124,29 @@ class MLA:
         Plain products instead of einsum: one token at a time, the call itself is the cost.
         """
         w_uk, w_uv = self._up(kv_b)
-        batch, tokens = q_nope.shape[:2]
+        batch, tokens, heads, _ = q_nope.shape
         q_latent = torch.bmm(q_nope.flatten(0, 1).transpose(0, 1), w_uk)  # [h, b·t, c]
         query = torch.cat([q_latent.transpose(0, 1), q_rope.flatten(0, 1)], -1)  # [b·t, h, c + r]
         products = torch.bmm(query.view(batch, -1, memory.shape[-1]), memory.mT)  # [b, t·h, s]
-        products = products.unflatten(1, (tokens, -1)).transpose(1, 2)  # [b, h, t, s]
+        products = products.view(batch, tokens, heads, -1).transpose(1, 2)  # [b, h, t, s]
         attention = self._attend(products, step).transpose(1, 2).flatten(1, 2)  # [b, t·h, s]
         mixed = torch.bmm(attention, memory[..., : self.rank])  # [b, t·h, c]
         mixed = mixed.view(batch * tokens, -1, self.rank).transpose(0, 1)
-        return torch.bmm(mixed, w_uv.mT).transpose(0, 1).unflatten(0, (batch, tokens))
+        return torch.bmm(mixed, w_uv.mT).transpose(0, 1).view(batch, tokens, heads, -1)
 
     def _up(self, kv_b: Tensor) -> tuple[Tensor, Tensor]:
         """W^{UK} [h, n, c] and W^{UV} [h, v, c]."""
-        rows = kv_b.unflatten(0, (self.config.num_attention_heads, -1))
-        return rows[:, : self.nope], rows[:, self.nope :]
+        by_head = kv_b.view(self.config.num_attention_heads, -1, self.rank)
+        w_uk, w_uv = by_head.split_with_sizes((self.nope, self.config.v_head_dim), 1)
+        return w_uk, w_uv
 
     def _attend(self, products: Tensor, step: Step) -> Tensor:
         """softmax(q·k · scale) over the sources a token may see, in float32: [b, h, t, s]."""
         scores = products.float() * self.scale
         if step.mask is not None:
             scores = scores + step.mask
-        scores = step.tap(f"{self.site}.scores", scores)
-        return step.tap(f"{self.site}.weights", scores.softmax(-1).type_as(products))
+        scores = step.tap(self.site.scores, scores)
+        return step.tap(self.site.weights, scores.softmax(-1).type_as(products))
 
 
 class Router:
@@ -152,7 +154,7 @@ class Router:
 
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
         self.config, self.layer, self.store = config, layer, store
-        self.site = f"layers.{layer}.mlp.router"
+        self.site = names(f"layers.{layer}.mlp.router")
         self.factor = torch.tensor(config.routed_scaling_factor)
         self.tiny = torch.tensor(1e-20)  # the reference's guard against 0 / 0
 
@@ -160,17 +162,17 @@ class Router:
         """Chosen experts and their mixing weights, [b, t, k] each; all in float32."""
         config, tap, site = self.config, step.tap, self.site
         with self.store.dense(self.layer, "mlp.gate") as w:
-            logits = tap(f"{site}.logits", F.linear(x.float(), w.weight.float()))
-            scores = tap(f"{site}.scores", logits.sigmoid())  # s_{i,t}
+            logits = tap(site.logits, F.linear(x.float(), w.weight.float()))
+            scores = tap(site.scores, logits.sigmoid())  # s_{i,t}
             choice = scores + w.e_score_correction_bias  # the bias chooses, it does not weigh
         if config.n_group > 1:
             choice = self._within_groups(choice)
-        choice = tap(f"{site}.choice", choice)
-        experts = tap(f"{site}.experts", choice.topk(config.num_experts_per_tok, -1).indices)
+        choice = tap(site.choice, choice)
+        experts = tap(site.experts, choice.topk(config.num_experts_per_tok, -1).indices)
         weights = scores.gather(-1, experts)
         if config.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + self.tiny)
-        return experts, tap(f"{site}.weights", weights * self.factor)
+        return experts, tap(site.weights, weights * self.factor)
 
     def _within_groups(self, choice: Tensor) -> Tensor:
         """Choice scores, −inf outside the `topk_group` best groups (sum of a group's best two)."""
@@ -186,22 +188,20 @@ class MoE:
 
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
         self.layer, self.store = layer, store
-        self.site = f"layers.{layer}.mlp"
+        self.site = names(f"layers.{layer}.mlp")
         self.router = Router(config, layer, store)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """Mixture of the chosen experts plus the shared one, for x [b, t, d]."""
         experts, weights = self.router(x, step)
-        flat_x, flat_experts = x.flatten(0, 1), experts.flatten(0, 1)
-        batch = self.store.experts(self.layer, flat_experts)
+        batch = self.store.experts(self.layer, experts.flatten(0, 1))
         with self.store.dense(self.layer, "mlp.shared_experts") as w:
-            shared = swiglu(flat_x, w.gate_proj, w.up_proj, w.down_proj).view_as(x)
-        shared = step.tap(f"{self.site}.shared_experts.output", shared)
-        rows = batch.rows(flat_x).unflatten(0, x.shape[:2])  # [b, t, k, d]
-        rows = step.tap(f"{self.site}.experts.rows", rows).flatten(0, 1).float()
-        routed = torch.bmm(weights.flatten(0, 1).unsqueeze(1), rows)  # Σ_k g_k · E_k, in float32
-        routed = routed.view_as(x).type_as(x)
-        return step.tap(f"{self.site}.output", routed + shared)
+            shared = swiglu(x, w.gate_proj, w.up_proj, w.down_proj)
+        shared = step.tap(self.site.shared_experts_output, shared)
+        rows = batch.rows(x.flatten(0, 1)).view(*experts.shape, -1)  # [b, t, k, d]
+        rows = step.tap(self.site.experts_rows, rows)
+        routed = torch.matmul(weights.unsqueeze(2), rows.float()).squeeze(2)  # Σ_k g_k · E_k
+        return step.tap(self.site.output, routed.type_as(x) + shared)
 
 
 class Dense:
@@ -209,12 +209,12 @@ class Dense:
 
     def __init__(self, layer: int, store: WeightStore) -> None:
         self.layer, self.store = layer, store
-        self.site = f"layers.{layer}.mlp"
+        self.site = names(f"layers.{layer}.mlp")
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """SwiGLU(x) for x [b, t, d]."""
         with self.store.dense(self.layer, "mlp") as w:
-            return step.tap(f"{self.site}.output", swiglu(x, w.gate_proj, w.up_proj, w.down_proj))
+            return step.tap(self.site.output, swiglu(x, w.gate_proj, w.up_proj, w.down_proj))
 
 
 class Block:
@@ -222,7 +222,7 @@ class Block:
 
     def __init__(self, config: K2Config, layer: int, store: WeightStore) -> None:
         self.layer, self.store = layer, store
-        self.site = f"layers.{layer}"
+        self.site = names(f"layers.{layer}")
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = MLA(config, layer, store)
         self.mlp = MoE(config, layer, store) if config.is_moe(layer) else Dense(layer, store)
@@ -230,9 +230,9 @@ class Block:
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """The residual stream after this layer, [b, t, d]."""
         with self.store.dense(self.layer, "norms") as w:
-            x = step.tap(f"{self.site}.input", x)
+            x = step.tap(self.site.input, x)
             x = x + self.self_attn(self.norm(x, w.input_layernorm), step)
-            x = step.tap(f"{self.site}.middle", x)
+            x = step.tap(self.site.middle, x)
             return x + self.mlp(self.norm(x, w.post_attention_layernorm), step)
 
 

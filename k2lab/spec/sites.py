@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from k2lab.errors import SiteError
@@ -212,6 +213,14 @@ def match(pattern: str, config: K2Config) -> tuple[str, ...]:
         if nearest
         else "List the names with k2lab.spec.sites.expand(config).",
     )
+
+
+def names(prefix: str) -> SimpleNamespace:
+    """Attributes for the sites under a concrete prefix: `names("layers.3.mlp").experts_rows`."""
+    layer = prefix.split(".")[1]
+    every = (site.name.format(i=layer) for site in SITES)
+    leaves = [name.removeprefix(f"{prefix}.") for name in every if name.startswith(f"{prefix}.")]
+    return SimpleNamespace(**{leaf.replace(".", "_"): f"{prefix}.{leaf}" for leaf in leaves})
 
 
 def describe(name: str) -> Site:

@@ -54,7 +54,7 @@ class Rotary:
         self._table = self._rotations(0, torch.device("cpu"))
 
     def __call__(self, start: int, stop: int, device: torch.device) -> Tensor:
-        """Complex64 [token, rope / 2] for the positions start … stop − 1."""
+        """Complex64 [token, 1, rope / 2] for the positions start … stop − 1."""
         if self._table.shape[0] < stop or self._table.device != device:
             self._table = self._rotations(max(stop, 2 * self._table.shape[0]), device)
         return self._table[start:stop]
@@ -63,7 +63,8 @@ class Rotary:
     def _rotations(self, count: int, device: torch.device) -> Tensor:
         positions = torch.arange(count, dtype=torch.float32)
         angles = positions[:, None] * self._frequencies
-        return torch.polar(torch.full_like(angles, self._magnitude), angles).to(device)
+        rotations = torch.polar(torch.full_like(angles, self._magnitude), angles)
+        return rotations.unsqueeze(1).to(device)
 
 
 def rotation_magnitude(config: K2Config) -> float:
@@ -78,9 +79,12 @@ def rotation_magnitude(config: K2Config) -> float:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x [..., token, head, rope] turned by `rotation` [token, rope / 2], in float32; x's dtype."""
-    pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation[:, None]).flatten(-2).type_as(x)
+    """x [..., token, head, rope] turned by `rotation` [token, 1, rope / 2], in float32.
+
+    Comes back in x's dtype.
+    """
+    pairs = torch.view_as_complex(x.float().contiguous().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
 
 
 def _magnitude(factor: float, coefficient: float) -> float:

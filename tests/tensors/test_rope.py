@@ -104,7 +104,7 @@ def test_angles_of_far_positions_are_taken_in_float32() -> None:
     assert far.dtype == torch.complex64
     exact = 262_143 * frequencies(K2_THINKING).double()
     torch.testing.assert_close(
-        far[0].real.double(), exact.float().double().cos(), rtol=0, atol=1e-6
+        far[0, 0].real.double(), exact.float().double().cos(), rtol=0, atol=1e-6
     )
 
 
