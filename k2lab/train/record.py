@@ -24,7 +24,8 @@ class Record:
     sittings: list[dict[str, Any]]  # plan, and step at the start, of each
     notes: list[str]
     history: list[Progress]
-    place: tuple[int, int] = (0, 0)  # pool of the data, and batches of it already used
+    place: tuple[int, int]  # pool of the data, and batches of it already used
+    stages: dict[str, list[dict[str, Any]]]  # reports of the stages after fine-tuning
 
 
 def record(folder: Path) -> Record:
@@ -39,12 +40,14 @@ def record(folder: Path) -> Record:
     held = json.loads(path.read_text(encoding="utf-8"))
     history = [Progress(**entry) for entry in held["history"]]
     pool, used = held["place"]
-    return Record(held["sittings"], held["notes"], history, (pool, used))
+    return Record(held["sittings"], held["notes"], history, (pool, used), held["stages"])
 
 
 def write_record(training: Training, folder: Path) -> None:
     """Write the record beside the finished model in `folder`."""
-    kept = Record(training.sittings, training.notes, training.history, training.place)
+    kept = Record(
+        training.sittings, training.notes, training.history, training.place, training.stages
+    )
     (folder / RECORD).write_text(json.dumps(asdict(kept)) + "\n", encoding="utf-8")
 
 

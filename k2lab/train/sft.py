@@ -92,11 +92,12 @@ class Training:
         self.history: list[Progress] = []
         self.sittings: list[dict[str, Any]] = []  # plan, and step at the start, of each
         self.notes: list[str] = []  # what a reader of the card must know besides
+        self.stages: dict[str, list[dict[str, Any]]] = {}  # reports of the stages after this one
         self.place = (0, 0)  # pool of the data, and batches of it already used
 
     def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
         """Train to the plan's last step, saving to `folder` every few minutes."""
-        data = self._data()
+        data = self.data()
         if self.step < self.plan.steps:
             self.sittings.append({"step": self.step, **asdict(self.plan)})
         saved = time.perf_counter()
@@ -145,6 +146,7 @@ class Training:
             "history": [asdict(entry) for entry in self.history],
             "sittings": self.sittings,
             "notes": self.notes,
+            "stages": self.stages,
         }
         torch.save(state, folder / "training.pt.part")
         (folder / "training.pt.part").replace(folder / "training.pt")
@@ -167,14 +169,15 @@ class Training:
         self.place = (place[0], place[1])
         self.history = [Progress(**entry) for entry in state["history"]]
         self.sittings, self.notes = state["sittings"], state["notes"]
+        self.stages = state["stages"]
         return True
 
     def first_pool(self) -> None:
         """Begin the data anew, from its first pool."""
         self.place = (0, 0)
 
-    def _data(self) -> Iterator[Batch]:
-        """Batches from the saved place on."""
+    def data(self) -> Iterator[Batch]:
+        """Batches from the place on, which moves with them."""
         pool, used = self.place
         stream = batches(
             self.plan.seed, self.tokenizer, tokens=self.plan.batch_tokens, first_pool=pool
@@ -228,9 +231,9 @@ class Training:
         """
         said = sum(int(part.said[:, 1:].sum()) for part in parts)
         with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(1,)) as at:
-            return list(at.map(lambda part, place: self._learn(part, said, place), parts, places))
+            return list(at.map(lambda part, place: self.learn(part, said, place), parts, places))
 
-    def _learn(self, batch: Batch, said: int, places: Tensor | None = None) -> "Learned":
+    def learn(self, batch: Batch, said: int, places: Tensor | None = None) -> "Learned":
         """One batch's share of the step's loss (a mean over `said` tokens), and its gradients."""
         learned = Learned()
         inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]

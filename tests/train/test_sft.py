@@ -120,10 +120,10 @@ def test_an_update_is_the_mean_over_all_tokens_said(
     config: K2Config, tiny_tokenizer: Tokenizer
 ) -> None:
     training = Training(config, tiny_tokenizer, PLAN)
-    stream = training._data()
+    stream = training.data()
     parts = [next(stream), next(stream)]
     said = sum(int(part.said[:, 1:].sum()) for part in parts)
-    learned = [training._learn(part, said) for part in parts]
+    learned = [training.learn(part, said) for part in parts]
     total = torch.tensor(0.0)
     for part in parts:
         inputs = part.ids[:, :-1]
@@ -139,10 +139,10 @@ def test_words_of_others_are_not_learned(config: K2Config, tiny_tokenizer: Token
     training = Training(config, tiny_tokenizer, PLAN)
     ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
     said = torch.tensor([[False, False, False, True, True, False]])
-    plain = training._learn(Batch(ids, said), 2)
+    plain = training.learn(Batch(ids, said), 2)
     other = ids.clone()
     other[0, 5] = 99  # after the last word said: neither read for it nor learned
-    changed = training._learn(Batch(other, said), 2)
+    changed = training.learn(Batch(other, said), 2)
     assert plain.loss == changed.loss
     pairs = zip(plain.gradients, changed.gradients, strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -153,7 +153,7 @@ def test_experts_are_int4_in_the_decay(
 ) -> None:
     training = Training(config, tiny_tokenizer, PLAN)
     seen: list[bool] = []
-    learn = training._learn
+    learn = training.learn
 
     def look(batch: Batch, said: int, places: Tensor | None) -> object:
         seen.append(training.store.quantised)
@@ -204,8 +204,8 @@ def test_a_checkpoint_replaces_the_old_one_at_once(
 
 def test_load_counts_tokens_per_expert(config: K2Config, tiny_tokenizer: Tokenizer) -> None:
     training = Training(config, tiny_tokenizer, PLAN)
-    batch = next(training._data())
-    learned = training._learn(batch, 1)
+    batch = next(training.data())
+    learned = training.learn(batch, 1)
     load: Tensor = learned.load[1]
     assert load.shape == (16,)
     assert int(load.sum()) == batch.ids[:, 1:].numel() * config.num_experts_per_tok
