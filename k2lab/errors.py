@@ -13,6 +13,7 @@
     ├─ TransientError      a failure in passing: the same request may be sent again
     ├─ JournalError        a journal that cannot be begun, read or gone on with
     ├─ SandboxError        code that was ended, or a sandbox that is not tight enough
+    ├─ MemoryFileError     a long-term memory that cannot be read
     ├─ BusyError           a second run while the engine is busy
     ├─ TraceError          a trace that cannot be read or shown
     └─ MissingError        an optional package, file or asset that is not there
@@ -80,6 +81,10 @@ class JournalError(K2LabError, ValueError):
 
 class SandboxError(K2LabError, RuntimeError):
     """Code that was ended or failed, or a sandbox that reached less than was asked for."""
+
+
+class MemoryFileError(K2LabError, ValueError):
+    """A file of long-term memory that is damaged, changed from outside, or of another version."""
 
 
 class BusyError(K2LabError, RuntimeError):

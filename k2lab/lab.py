@@ -183,7 +183,8 @@ class Lab:
         much is recorded: "off", "route", "scores", "attention", "residual", "full", or a `Level`.
         `budget` ends the run after so many turns, tokens or seconds, or so much cost of calls.
         `policy` and `mandate` say which calls are made, `approve` stands for the person who is
-        asked, `journal` is a file that is written ahead, without the `secrets`.
+        asked, `journal` is a file that is written ahead, without the `secrets`; a `memory` adds its
+        tools.
         """
         recipe = Recipe(
             conversation=conversation,
@@ -215,7 +216,7 @@ class Lab:
         and secrets are given again. A sampler draws anew from its seed.
         """
         rules["journal"] = path
-        about = begun(Path(path), self, tools, rules.get("secrets", ()))
+        about = begun(Path(path), self, tools, rules)
         recipe = Recipe(
             conversation=about["messages"],
             tools=None if tools is None else tuple(tools),

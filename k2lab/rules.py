@@ -18,6 +18,7 @@ from k2lab.agent.budget import Budget
 from k2lab.agent.journal import Journal, read
 from k2lab.agent.keys import Key
 from k2lab.agent.mandate import Mandate, Mandates, Nonces
+from k2lab.agent.memory import Memory
 from k2lab.agent.policy import Policies, Policy, user_text
 from k2lab.agent.terms import Approval, Guard, NoGuard, Request
 from k2lab.agent.tools import Tool, canonical_arguments
@@ -42,6 +43,7 @@ class Rules:
     approve: Approve | None = None  # None: the person at the page, `run.approve()`
     journal: Path | None = None
     secrets: tuple[str, ...] = ()  # texts that the journal must not hold
+    memory: Memory | None = None  # whose tools the model has beside its own
 
     @classmethod
     def of(
@@ -51,6 +53,8 @@ class Rules:
         approve: Approve | None = None,
         journal: str | Path | None = None,
         secrets: Sequence[str] = (),
+        *,
+        memory: Memory | None = None,
     ) -> "Rules":
         """The rules from what may be one or several."""
         policies = (policy,) if callable(policy) else policy
@@ -67,6 +71,7 @@ class Rules:
             approve=approve,
             journal=None if journal is None else Path(journal),
             secrets=tuple(secrets),
+            memory=memory,
         )
 
 
@@ -78,6 +83,7 @@ class Given(TypedDict, total=False):
     approve: Approve | None
     journal: str | Path | None
     secrets: Sequence[str]
+    memory: Memory | None
 
 
 class Resumed(Given, total=False):
@@ -127,6 +133,11 @@ class Desk:
             return Approval(request.digest, allowed=allowed, by="person")
 
 
+def with_memory(tools: Sequence[Tool], memory: Memory | None) -> tuple[Tool, ...]:
+    """The tools, and those of the memory after them."""
+    return (*tools, *(memory.tools() if memory is not None else ()))
+
+
 def guard_of(rules: Rules, messages: Sequence[Any], run: str) -> Guard:
     """What decides about the calls of a run."""
     if rules.policy is None and not rules.mandates:
@@ -162,9 +173,7 @@ def journal_of(
     )
 
 
-def begun(
-    path: Path, lab: "Lab", tools: Sequence[Tool] | None, secrets: Sequence[str] = ()
-) -> Mapping[str, Any]:
+def begun(path: Path, lab: "Lab", tools: Sequence[Tool] | None, given: Given) -> Mapping[str, Any]:
     """What the first line of a journal says, if it fits this lab and these tools."""
     if not path.exists():
         raise MissingError(
@@ -181,15 +190,14 @@ def begun(
     if about["own_tools"] != (tools is None):
         own = "the lab's own tools" if about["own_tools"] else "tools of its own"
         raise _unfit(f"The run had {own}", "the same tools")
-    given = {
-        each.name: digest_of(each.parameters) for each in (lab.tools if tools is None else tools)
-    }
-    other = [
-        each["name"] for each in about["tools"] if given.get(each["name"]) != each["parameters"]
-    ]
+    there = with_memory(lab.tools if tools is None else tools, given.get("memory"))
+    known = {each.name: digest_of(each.parameters) for each in there}
+    had = {each["name"]: each["parameters"] for each in about["tools"]}
+    other = [name for name, digest in had.items() if known.get(name) != digest]
     if other:
         raise _unfit(f"The tools {', '.join(other)} are missing or have changed", "the same tools")
-    shown = Veil(secrets, about["run"]).show(json.dumps(about["messages"], ensure_ascii=False))
+    veil = Veil(given.get("secrets", ()), about["run"])
+    shown = veil.show(json.dumps(about["messages"], ensure_ascii=False))
     return {**about, "messages": json.loads(shown)}
 
 

@@ -41,7 +41,7 @@ from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain
 from k2lab.errors import BusyError, InputError
 from k2lab.recipe import Recipe, cell, messages_of
-from k2lab.rules import Desk, guard_of, journal_of
+from k2lab.rules import Desk, guard_of, journal_of, with_memory
 from k2lab.trace.compare import Comparison, compare
 from k2lab.trace.trace import Trace
 
@@ -134,7 +134,9 @@ class LabRun(Run):
             edits=Surgery(recipe.edits, lab.config) if recipe.edits else None,
             capture=recipe.capture,
         )
-        tools = lab.tools if recipe.tools is None else recipe.tools
+        tools = with_memory(
+            lab.tools if recipe.tools is None else recipe.tools, recipe.rules.memory
+        )
         messages = messages_of(recipe.conversation)
         terms = Terms(
             budget=recipe.budget, approver=self.desk.approver, halted=lambda: self.control.stopped

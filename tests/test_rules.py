@@ -13,11 +13,13 @@ from k2lab.agent.calling import cancellation
 from k2lab.agent.journal import verify
 from k2lab.agent.keys import Key
 from k2lab.agent.mandate import Mandate
+from k2lab.agent.memory import Memory
 from k2lab.agent.policy import allow, allow_reading, deny
 from k2lab.agent.resume import UNKNOWN
 from k2lab.agent.tools import Tool, tool
 from k2lab.engine.sampling import Sampler
 from k2lab.errors import BusyError, InputError, JournalError, MissingError
+from k2lab.evals.puppet import calls
 from k2lab.lab import Lab
 from k2lab.run import LabRun
 from k2lab.text.template import Segment
@@ -26,12 +28,12 @@ PATIENCE = 20.0
 END = "<|im_end|>"
 
 
+def section(name: str, arguments: str, number: int = 0) -> str:
+    return calls((name, str(number), arguments)) + END
+
+
 def adding(n: int, number: int = 0) -> str:
-    return (
-        f"<|tool_calls_section_begin|><|tool_call_begin|>functions.add:{number}"
-        f'<|tool_call_argument_begin|>{{"n": {n}}}<|tool_call_end|>'
-        f"<|tool_calls_section_end|>{END}"
-    )
+    return section("add", f'{{"n": {n}}}', number)
 
 
 TURNS = (f"<think>Now.</think>{adding(2)}", f"<think>So.</think>Done.{END}")
@@ -263,6 +265,20 @@ def test_a_budget_may_be_raised_and_the_run_goes_on(lab: Lab, tmp_path: Path) ->
     assert (total, again.trace.answer) == ([2], "Done.")
     assert again.trace.stopped is not None
     assert again.trace.stopped.tokens > run.trace.stopped.tokens
+
+
+def test_a_memory_adds_its_tools_and_outlives_the_run(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    memory = Memory(path)
+    kept = section("remember", '{"source": "shed", "text": "The red key."}')
+    run = ended(lab.run("Go.", tools=[], memory=memory, sampler=script(lab, kept, TURNS[1])))
+    assert run.trace.calls[0].content == "kept as shed"
+    memory.library.close()
+    asked = section("recall", '{"query": "which key"}')
+    again = Memory(path)
+    run = ended(lab.run("Go.", tools=[], memory=again, sampler=script(lab, asked, TURNS[1])))
+    assert run.trace.calls[0].content == "[shed:0-12] The red key."
+    again.library.close()
 
 
 def test_a_branch_keeps_the_rules_but_not_the_journal(lab: Lab, tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""Memory in three tiers: a system around the model, not a part of it.
+
+    short   the latent cache of the conversation: what is in it, and what it costs
+    mid     a scratch buffer of facts with the calls they come from, kept through compaction
+    long    documents on disk (`library.py`), across conversations and kernels, cited exactly
+
+What comes from memory is text from outside for the model: it is rendered without special tokens,
+and taints like any other untrusted result. Compaction hides old tool results first, as Moonshot's
+own harness does; thinking of the open tool loop, calls and pinned facts stay.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from k2lab.agent.library import Library
+from k2lab.agent.tools import Tool, tool
+from k2lab.engine.events import Kind
+from k2lab.errors import InputError
+from k2lab.model.cache import LatentCache
+from k2lab.text.messages import Message
+
+HITS = 3  # passages that one recall gives
+LONGEST_FACT = 500  # characters of one fact in the scratch buffer
+HIDDEN = "[hidden to save room: {n} characters; the call may be made again]"
+SCRATCH = "Facts from earlier results:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ShortTerm:
+    """What the cache of a conversation holds."""
+
+    tokens: int
+    limit: int  # of the model's context
+    bytes: int
+    by_kind: dict[Kind, int]  # tokens
+
+    @classmethod
+    def of(cls, cache: LatentCache, kinds: Iterable[Kind]) -> "ShortTerm":
+        """Of a cache, with the kinds of its tokens in order."""
+        counted = Counter(kind for _, kind in zip(range(cache.length), kinds, strict=False))
+        limit = cache.config.max_position_embeddings
+        return cls(cache.length, limit, cache.nbytes(), dict(counted))
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An intermediate result, and where it comes from."""
+
+    text: str
+    source: str  # the key or id of a call, or a citation
+    pinned: bool = False  # never given up
+
+
+class Scratch:
+    """The mid-term tier: facts in the order in which they came, at most so many characters."""
+
+    def __init__(self, most: int = 2000) -> None:
+        self.most = most
+        self._facts: list[Fact] = []
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """All that is kept."""
+        return tuple(self._facts)
+
+    def note(self, text: str, source: str, *, pinned: bool = False) -> Fact:
+        """Keep a fact; the oldest that are not pinned make room."""
+        if not text.strip() or len(text) > LONGEST_FACT:
+            raise InputError(
+                f"A fact of {len(text)} characters.",
+                expected=f"1 to {LONGEST_FACT} characters.",
+                mend="Keep what matters; long texts belong into the library.",
+            )
+        fact = Fact(text, source, pinned)
+        if fact not in self._facts:
+            self._facts.append(fact)
+        loose = [each for each in self._facts if not each.pinned and each is not fact]
+        while len(self.text()) > self.most and loose:
+            self._facts.remove(loose.pop(0))
+        return fact
+
+    def text(self) -> str:
+        """The facts with their sources, one a line; empty where there is none."""
+        lines = [f"- {each.text} [{each.source}]" for each in self._facts]
+        return SCRATCH + "\n".join(lines) if lines else ""
+
+
+class Memory:
+    """The tiers that outlive a run, and the tools by which a model uses them."""
+
+    def __init__(self, path: str | Path | None = None, *, scratch: Scratch | None = None) -> None:
+        """`path` is the file of the long-term tier; without it that ends with this object."""
+        self.library = Library(path)
+        self.scratch = scratch or Scratch()
+
+    def tools(self) -> list[Tool]:
+        """`recall` and `remember`."""
+
+        @tool(effect="reads")
+        def recall(query: Annotated[str, "words to look for"]) -> str:
+            """Look something up in memory; each passage comes with its citation in brackets."""
+            hits = self.library.search(query, HITS)
+            return "\n".join(f"[{each.citation}] {each.text}" for each in hits) or "nothing found"
+
+        @tool(effect="repeatable", trusted=True)
+        def remember(
+            source: Annotated[str, "a short name for it"], text: Annotated[str, "what to keep"]
+        ) -> str:
+            """Keep a text for later conversations."""
+            self.library.add(source, text)
+            return f"kept as {source}"
+
+        return [recall, remember]
+
+
+def compact(
+    messages: Sequence[Message],
+    fits: Callable[[Sequence[Message]], bool],
+    scratch: Scratch | None = None,
+) -> list[Message]:
+    """The messages, as little shortened as makes them fit; raises InputError where nothing does.
+
+    In this order: results before the open tool loop are hidden, then those inside it but the
+    latest, each time the oldest first; then whole settled exchanges go, the oldest first. Calls
+    keep their results, the thinking of the open loop stays, and the facts of the scratch buffer
+    stand after the first system message.
+    """
+    kept = _with_facts(list(messages), scratch)
+    if fits(kept):
+        return kept
+    opened = _open_loop(kept)
+    results = [place for place, each in enumerate(kept) if each.role == "tool"]
+    before = [place for place in results if place < opened]
+    inside = [place for place in results if place >= opened]
+    last = _last_call(kept)
+    for place in (*before, *(each for each in inside if each < last)):
+        text = HIDDEN.format(n=len(kept[place].content))
+        if len(text) < len(kept[place].content):
+            kept[place] = replace(kept[place], content=text)
+        if fits(kept):
+            return kept
+    while (end := _first_exchange(kept)) is not None:
+        start = next(place for place, each in enumerate(kept) if each.role != "system")
+        kept = kept[:start] + kept[end:]
+        if fits(kept):
+            return kept
+    raise InputError(
+        f"{len(messages)} messages do not fit the context, however they are shortened.",
+        expected="room for the question, its open calls and their latest results.",
+        mend="Ask for shorter results, or load a model with a longer context.",
+    )
+
+
+def _with_facts(messages: list[Message], scratch: Scratch | None) -> list[Message]:
+    text = scratch.text() if scratch is not None else ""
+    bare = [each for each in messages if not each.content.startswith(SCRATCH)]
+    if not text:
+        return bare
+    place = 1 if bare and bare[0].role == "system" else 0
+    return [*bare[:place], Message("system", text), *bare[place:]]
+
+
+def _open_loop(messages: Sequence[Message]) -> int:
+    """The place after the last final answer: what comes from there on is still going on."""
+    for place in range(len(messages) - 1, -1, -1):
+        if messages[place].role == "assistant" and not messages[place].calls:
+            return place + 1
+    return 0
+
+
+def _last_call(messages: Sequence[Message]) -> int:
+    """The place of the last message with calls; their results are what the model works on."""
+    places = [place for place, each in enumerate(messages) if each.calls]
+    return places[-1] if places else len(messages)
+
+
+def _first_exchange(messages: Sequence[Message]) -> int | None:
+    """Where the oldest settled exchange ends: after its final answer; None: there is none."""
+    for place, each in enumerate(messages):
+        if each.role == "assistant" and not each.calls:
+            return place + 1
+    return None
