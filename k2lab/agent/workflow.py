@@ -1,0 +1,228 @@
+"""Workflows: plan, act, check, redo; two agents; several trajectories. They compose.
+
+Each is a generator of moments (who, and which event) that gives back what came of it, so that a
+workflow inside a workflow is `yield from`, and one timeline shows them all. A `Speaker` is a lab,
+or anything with its `events`. The model's own words are handed on as plain text, never as markers.
+Not here: what a single run may do (`terms.py`).
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from k2lab.agent.tools import Tool
+from k2lab.engine.events import Answered, Event, Stopped, ToolAnswered, ToolAsked
+from k2lab.errors import InputError
+
+TRIES = 3  # of an answer that does not pass its check
+TRAJECTORIES = 8  # of the heavy mode, as for K2 Thinking
+
+REDO = "This does not pass: {problem} Do it again."
+REFLECT = (
+    "{question}\n\n{count} attempts were made on this, independently of each other:\n{attempts}\n"
+    "Compare them, find what is wrong in them, and give one final answer."
+)
+
+
+class Speaker(Protocol):
+    """Somebody who answers a conversation, such as a lab."""
+
+    def events(
+        self, conversation: Any, *, tools: Sequence[Tool] | None = None, **options: Any
+    ) -> Iterator[Event]:
+        """The events of one run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """An event, and whose it is."""
+
+    agent: str
+    event: Event
+    seconds: float  # since the beginning of this Python process's clock; comparable among agents
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What came of one run."""
+
+    text: str
+    reason: str  # why the run ended; "answer" if it answered
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a workflow."""
+
+    text: str
+    passed: bool  # it passed its check; without one: it is an answer
+    tries: tuple[str, ...]  # all answers on the way, the last one too
+
+
+Saying = Generator[Moment, None, Said]
+Workflow = Generator[Moment, None, Outcome]
+Check = Callable[[str], str]
+"""What is wrong with an answer, in words for the model; empty: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A speaker with a name, its own tools and its own options for `events`."""
+
+    name: str
+    speaker: Speaker
+    tools: Sequence[Tool] | None = None
+    options: Mapping[str, Any] | None = None
+
+    def says(self, conversation: Any) -> Saying:
+        """One run."""
+        text, reason, calls = "", "error", 0
+        for event in self.speaker.events(
+            conversation, tools=self.tools, **dict(self.options or {})
+        ):
+            match event:
+                case Answered():
+                    text = event.content
+                case ToolAsked():
+                    calls += 1
+                case Stopped():
+                    reason = event.reason
+            yield Moment(self.name, event, time.monotonic())
+        return Said(text.strip(), reason, calls)
+
+
+def redone(agent: Agent, question: str, check: Check, *, tries: int = TRIES) -> Workflow:
+    """Act, check, redo: the answer, asked for again with what is wrong until it passes."""
+    _at_least_one("tries", tries)
+    messages: list[Mapping[str, Any]] = [{"role": "user", "content": question}]
+    answers: list[str] = []
+    for _ in range(tries):
+        said = yield from agent.says(tuple(messages))
+        answers.append(said.text)
+        problem = check(said.text) if said.reason == "answer" else f"It ended: {said.reason}."
+        if not problem:
+            return Outcome(said.text, passed=True, tries=tuple(answers))
+        messages += [
+            {"role": "assistant", "content": said.text},
+            {"role": "user", "content": REDO.format(problem=problem)},
+        ]
+    return Outcome(answers[-1], passed=False, tries=tuple(answers))
+
+
+def planned(
+    planner: Agent, doer: Agent, question: str, check: Check, *, tries: int = TRIES
+) -> Workflow:
+    """Plan, act, check, redo: one agent says what to do, line by line, another does each line.
+
+    The planner's lines are questions for the doer, who reads earlier results before each. What
+    fails its check is planned anew, with what was wrong.
+    """
+    _at_least_one("tries", tries)
+    request, answers = question, list[str]()
+    for _ in range(tries):
+        plan = yield from planner.says(request)
+        known: list[Mapping[str, Any]] = []
+        said = Said("", "answer", 0)
+        for line in filter(None, map(str.strip, plan.text.splitlines())):
+            known.append({"role": "user", "content": line})
+            said = yield from doer.says(tuple(known))
+            known.append({"role": "assistant", "content": said.text})
+        answers.append(said.text)
+        problem = check(said.text) if said.reason == "answer" else f"It ended: {said.reason}."
+        if not problem:
+            return Outcome(said.text, passed=True, tries=tuple(answers))
+        request = f"{question}\n{REDO.format(problem=problem)}"
+    return Outcome(answers[-1], passed=False, tries=tuple(answers))
+
+
+def together(
+    agents: Sequence[Agent], question: str, *, turns: int, done: Callable[[str], bool]
+) -> Workflow:
+    """Agents that co-operate: each goes on from what the one before it answered, in turn."""
+    _at_least_one("agents", len(agents))
+    _at_least_one("turns", turns)
+    text, answers = question, list[str]()
+    for turn in range(turns):
+        said = yield from agents[turn % len(agents)].says(text)
+        answers.append(said.text)
+        if said.reason != "answer":
+            break
+        if done(said.text):
+            return Outcome(said.text, passed=True, tries=tuple(answers))
+        text = said.text
+    return Outcome(answers[-1], passed=False, tries=tuple(answers))
+
+
+def heavy(
+    trajectories: Sequence[Agent], question: str, reflecting: Agent | None = None
+) -> Workflow:
+    """Heavy mode: the same question to several, then one answer out of theirs.
+
+    With a `reflecting` agent, it reads all attempts and answers; without one, the answer that most
+    of them gave is taken, the earliest among equals. It passes if anybody answered. A lab computes
+    one trajectory after the other; they do not see each other.
+    """
+    _at_least_one("trajectories", len(trajectories))
+    answers: list[str] = []
+    for agent in trajectories:
+        said = yield from agent.says(question)
+        if said.reason == "answer":
+            answers.append(said.text)
+    if not answers:
+        return Outcome("", passed=False, tries=())
+    if reflecting is None:
+        best = Counter(answers).most_common(1)[0][0]
+        return Outcome(best, passed=True, tries=tuple(answers))
+    attempts = "\n".join(f"{number}. {text}" for number, text in enumerate(answers, 1))
+    request = REFLECT.format(question=question, count=len(answers), attempts=attempts)
+    said = yield from reflecting.says(request)
+    return Outcome(said.text, passed=said.reason == "answer", tries=(*answers, said.text))
+
+
+def finish(workflow: Workflow) -> tuple[Outcome, list[Moment]]:
+    """What comes of a workflow, and all of its moments."""
+    moments: list[Moment] = []
+    while True:
+        try:
+            moments.append(next(workflow))
+        except StopIteration as stop:
+            return stop.value, moments
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a timeline of several agents."""
+
+    second: float  # since the first moment
+    agent: str
+    what: str
+
+
+def timeline(moments: Sequence[Moment]) -> tuple[Row, ...]:
+    """Calls, results and answers of all agents on one clock, in order."""
+    rows = []
+    for each in moments:
+        match each.event:
+            case ToolAsked(name=name, arguments=arguments):
+                what = f"calls {name} {arguments}"
+            case ToolAnswered(name=name, content=content):
+                what = f"{name} → {content}"
+            case Answered(content=content):
+                what = f"answers {content.strip()}"
+            case Stopped(reason=reason) if reason != "answer":
+                what = f"stops: {reason}"
+            case _:
+                continue
+        rows.append(Row(each.seconds - moments[0].seconds, each.agent, what))
+    return tuple(rows)
+
+
+def _at_least_one(what: str, number: int) -> None:
+    if number < 1:
+        raise InputError(
+            f"A workflow with {number} {what}.", expected="at least one.", mend=f"Give {what}."
+        )
