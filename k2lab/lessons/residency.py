@@ -7,6 +7,7 @@ and again while a run goes on. Not here: the replay under another policy (`weigh
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from k2lab.widgets.source import RunLike
 ROWS = 5.2  # inches of all three
 EVERY = 0.5  # seconds between two drawings of a run that goes on
 EMPTY = -1
+Moves = Sequence[ExpertsMoved]
 BLANK = b"\x89PNG\r\n\x1a\n"  # until there is something to draw
 
 
@@ -35,39 +37,37 @@ class Residency(Chart):
     layer: int | None = None
 
     def __repr__(self) -> str:
-        moved = self.trace.moved
-        slots, first = moved[0].slots if moved else 0, self.trace.about.dense_layers
-        shown = f"layer {first + self.shown}, {slots} slots" if moved else "nothing moved"
-        return f"Residency({shown}, {len(moved)} forwards)"
+        slots = self.trace.moved[0].slots if self.trace.moved else 0
+        return f"Residency(slots={slots}, layer={self.layer or 'busiest'})"
 
     @property
     def shown(self) -> int:
         """The place among the MoE layers of the layer whose slots are shown."""
         if self.layer is not None:
             return self.layer - self.trace.about.dense_layers
-        return int(misses(self.trace).sum(1).argmax())
+        return int(misses(self.trace.moved).sum(1).argmax())
 
     def plotly(self) -> Any:
         """The same rows with their values on hover."""
         from plotly.graph_objects import Bar, Heatmap
         from plotly.subplots import make_subplots
 
-        trace, first = self._checked(), self.trace.about.dense_layers
+        moves, first = self._checked(), self.trace.about.dense_layers
         shared: dict[str, Any] = {"shared_xaxes": True, "vertical_spacing": 0.06}
         figure = make_subplots(
             rows=3, cols=1, specs=[[{}], [{}], [{"secondary_y": True}]], **shared
         )
-        layers = list(range(first, first + trace.about.moe_layers))
-        brought = misses(trace).tolist()
+        layers = list(range(first, first + self.trace.about.moe_layers))
+        brought = misses(moves).tolist()
         scale = {"colorscale": "Cividis", "showscale": False}
         figure.add_trace(Heatmap(z=brought, y=layers, name="brought", **scale), row=1, col=1)
-        held = np.where(slots(trace, self.shown) == EMPTY, np.nan, slots(trace, self.shown))
+        held = np.where(slots(moves, self.shown) == EMPTY, np.nan, slots(moves, self.shown))
         lying = [[None if np.isnan(each) else int(each) for each in row] for row in held]
         scale["colorscale"] = "Turbo"
         figure.add_trace(Heatmap(z=lying, name="expert", **scale), row=2, col=1)
-        figure.add_trace(Bar(y=megabytes(trace).tolist(), name="MB brought"), row=3, col=1)
+        figure.add_trace(Bar(y=megabytes(moves).tolist(), name="MB brought"), row=3, col=1)
         waited = {"name": "ms waited", "mode": "lines", "type": "scatter"}
-        figure.add_trace({"y": stalls(trace).tolist(), **waited}, row=3, col=1, secondary_y=True)
+        figure.add_trace({"y": stalls(moves).tolist(), **waited}, row=3, col=1, secondary_y=True)
         figure.update_layout(template="none", height=round(ROWS * 100), showlegend=False)
         figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", font={"color": "#808080"})
         names = ("layer", f"slot of layer {first + self.shown}", "MB brought")
@@ -80,10 +80,10 @@ class Residency(Chart):
         """The same rows, drawn."""
         from matplotlib.figure import Figure
 
-        trace, first = self._checked(), self.trace.about.dense_layers
+        moves, first = self._checked(), self.trace.about.dense_layers
         figure = Figure(figsize=(WIDTH, ROWS), facecolor="white", layout="constrained")
         top, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 2))
-        brought = misses(trace)
+        brought = misses(moves)
         layers, tokens = brought.shape
         whole = (-0.5, tokens - 0.5, first + layers - 0.5, first - 0.5)
         style: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
@@ -92,23 +92,24 @@ class Residency(Chart):
         top.set_yticks(
             range(first, first + layers) if layers <= 12 else [first, first + layers - 1]
         )
-        top.set_title("experts that had to be brought, per token", size=9)
+        hits, told = sum(int(each.hits.sum()) for each in moves), round(brought.sum())
+        top.set_title(f"experts brought per token: {told:,} in all; {hits:,} were there", size=9)
         figure.colorbar(image, ax=top)
-        held = slots(trace, self.shown)
+        held = slots(moves, self.shown)
         middle.imshow(np.ma.masked_equal(held, EMPTY), cmap="turbo", **style)
         middle.set_ylabel("slot")
         named = f"who lies in the slots of layer {first + self.shown} (colour: the expert's number)"
         middle.set_title(named, size=9)
-        below.bar(np.arange(tokens), megabytes(trace), color="#56b4e9", width=1.0)
+        below.bar(np.arange(tokens), megabytes(moves), color="#56b4e9", width=1.0)
         below.set(xlabel="token", ylabel="MB brought")
         waiting = below.twinx()
-        waiting.plot(np.arange(tokens), stalls(trace), color="#d55e00", lw=0.8)
+        waiting.plot(np.arange(tokens), stalls(moves), color="#d55e00", lw=0.8)
         waiting.set_ylabel("ms waited", color="#d55e00")
         return png(figure)
 
-    def _checked(self) -> Trace:
-        trace = self.trace
-        if not trace.moved:
+    def _checked(self) -> Moves:
+        trace, moves = self.trace, tuple(self.trace.moved)  # the trace may grow meanwhile
+        if not moves:
             raise TraceError(
                 "No expert was moved in this run.",
                 expected="a run of a model whose experts are offloaded.",
@@ -122,7 +123,7 @@ class Residency(Chart):
                 expected=f"a layer with experts, {first} to {last}.",
                 mend="Leave it out to see the busiest.",
             )
-        return trace
+        return moves
 
 
 class Following(Freezable, ipywidgets.Image):  # type: ignore[misc]
@@ -134,22 +135,14 @@ class Following(Freezable, ipywidgets.Image):  # type: ignore[misc]
         threading.Thread(target=self._redraw, daemon=True, name="k2lab-residency").start()
 
     def summary(self) -> str:
-        """`Residency(layer 3, 17 slots, 132 forwards)`."""
+        """`Residency(slots=17, layer=3)`."""
         return repr(self._chart())
 
     def pictures(self) -> tuple[Picture]:
-        """The picture, and hits and misses of each layer below it."""
+        """The picture; a saved notebook compares its text, which no weights and no clock change."""
         chart = self._chart()
-        if not chart.trace.moved:
-            return (Picture(title=repr(chart), png=None, head=(), rows=()),)
-        hits = np.sum([each.hits for each in chart.trace.moved], axis=0)
-        brought = np.sum([each.misses for each in chart.trace.moved], axis=0)
-        rows = tuple(
-            (str(chart.trace.about.dense_layers + place), str(found), str(missed))
-            for place, (found, missed) in enumerate(zip(hits, brought, strict=True))
-        )
-        head = ("layer", "hits", "misses")
-        return (Picture(title=repr(chart), png=chart.picture(), head=head, rows=rows),)
+        png = chart.picture() if chart.trace.moved else None
+        return (Picture(title=repr(chart), png=png, head=(), rows=()),)
 
     def finish(self) -> None:
         """Waits for the run."""
@@ -173,33 +166,33 @@ def follow(run: RunLike, layer: int | None = None) -> Following:
     return Following(run, layer)
 
 
-def misses(trace: Trace) -> NDArray[np.float64]:
+def misses(moves: Moves) -> NDArray[np.float64]:
     """Experts brought per token, [MoE layer, token]; a forward's are spread over its tokens."""
-    return _spread(trace, np.array([each.misses for each in trace.moved], float))
+    return _spread(moves, np.array([each.misses for each in moves], float))
 
 
-def megabytes(trace: Trace) -> NDArray[np.float64]:
+def megabytes(moves: Moves) -> NDArray[np.float64]:
     """Bytes brought over all links per token, in 10⁶ [token]."""
-    moved = [[sum(each.bytes_moved.values()) / 1e6] for each in trace.moved]
-    return _spread(trace, np.array(moved, float))[0]
+    moved = [[sum(each.bytes_moved.values()) / 1e6] for each in moves]
+    return _spread(moves, np.array(moved, float))[0]
 
 
-def stalls(trace: Trace) -> NDArray[np.float64]:
+def stalls(moves: Moves) -> NDArray[np.float64]:
     """Milliseconds that the network waited for experts per token, [token]."""
-    return _spread(trace, np.array([[each.stall.sum() * 1e3] for each in trace.moved]))[0]
+    return _spread(moves, np.array([[each.stall.sum() * 1e3] for each in moves]))[0]
 
 
-def slots(trace: Trace, layer: int) -> NDArray[np.int64]:
+def slots(moves: Moves, layer: int) -> NDArray[np.int64]:
     """Which expert lies in each slot after each token's forward, −1 for none: [slot, token].
 
     `layer` is its place among the MoE layers. The loads of the run are replayed.
     """
-    held = np.full(trace.moved[0].slots if trace.moved else 0, EMPTY)
+    held = np.full(moves[0].slots if moves else 0, EMPTY)
     after = []
-    for each in trace.moved:
+    for each in moves:
         _replay(held, each, layer)
         after.append(held.copy())
-    return _spread(trace, np.array(after, float).reshape(len(after), -1), share=False).astype(int)
+    return _spread(moves, np.array(after, float).reshape(len(after), -1), share=False).astype(int)
 
 
 def _replay(held: NDArray[np.int64], moved: ExpertsMoved, layer: int) -> None:
@@ -207,8 +200,8 @@ def _replay(held: NDArray[np.int64], moved: ExpertsMoved, layer: int) -> None:
         held[slot] = expert
 
 
-def _spread(trace: Trace, values: NDArray[Any], *, share: bool = True) -> NDArray[np.float64]:
+def _spread(moves: Moves, values: NDArray[Any], *, share: bool = True) -> NDArray[np.float64]:
     """[forward, …] as […, token], shared out over the tokens of each forward."""
-    counts = np.array([each.tokens for each in trace.moved], int)
+    counts = np.array([each.tokens for each in moves], int)
     even = values / counts[:, None] if share else values
     return np.repeat(even, counts, axis=0).T
