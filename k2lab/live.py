@@ -5,10 +5,11 @@ treatment, for a file. Each is one call to a run, an engine or a trace; this mod
 What a page sends is checked where it is used.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from k2lab.engine.edits import to_json, unique
 from k2lab.engine.events import KINDS
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain
-from k2lab.errors import InputError
+from k2lab.errors import BusyError, InputError
 from k2lab.spec.sites import Tap
 from k2lab.trace.trace import Trace
 from k2lab.widgets.details import CapturedDetails, Detail
@@ -28,9 +29,11 @@ from k2lab.widgets.store import Store
 if TYPE_CHECKING:
     from k2lab.run import LabRun
 
+LONGEST_WAIT = 20.0  # seconds for the engine, before a person is told that it is busy
 LONGEST_REPLAY = 8192  # tokens; a longer prefix would keep the engine busy for too long
 
 Message = Mapping[str, Any]
+Made = TypeVar("Made")
 
 
 def store_of(run: "LabRun") -> Store:
@@ -100,10 +103,8 @@ class Page:
                 expected="an index, and a token id or a text.",
                 mend="click an alternative of a token.",
             )
-        if _whole(token):
-            child = self.run().branch(at, token=token)
-        else:
-            child = self.run().branch(at, text=text)
+        given = {"token": token} if _whole(token) else {"text": text}
+        child = when_free(lambda: self.run().branch(at, **given))
         self.grow(child)
         return {"text": f"{child.name} goes on from token {at}.", "run": child.name}
 
@@ -118,9 +119,9 @@ class Page:
             )
         run = self.run()
         Surgery(unique(edits), run.lab.config)  # refuses what this model cannot do
-        found = run.experiment(edits)
+        found = when_free(lambda: run.experiment(edits))
         at = run.turns[0] if run.turns else 0
-        child = run.branch(at, edits=[*run.recipe.edits, *edits])
+        child = when_free(lambda: run.branch(at, edits=[*run.recipe.edits, *edits]))
         self.grow(child)
         words = f"{child.name} is the run under these edits: see Compare."
         return {"text": words, "report": found.to_json(), "run": child.name}
@@ -187,6 +188,18 @@ class LiveDetails:
         kinds = [KINDS[code] for code in trace.kinds[: token + 1].tolist()]
         surgery = Surgery(recipe.edits, run.lab.config)
         return chain(recipe.tap, surgery.tap(0, kinds, token + 1))
+
+
+def when_free(act: Callable[[], Made]) -> Made:
+    """What `act` gives, once the engine is free: an answer to the page may just be using it."""
+    until = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            return act()
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def family(run: "LabRun") -> "list[LabRun]":

@@ -1,6 +1,7 @@
 """What a page can ask a live run for, and what it gets."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -98,6 +99,16 @@ def test_a_treatment_reports_figures_and_a_run_under_the_edits(run, page):
     measures = [effect["measure"] for effect in outcome["report"]["effects"]]
     assert measures == ["logits", "kl", "tokens"] and child.name in outcome["text"]
     assert page.store.runs[-1]["edits"] == edits and child.done
+
+
+def test_an_action_waits_for_an_answer_that_uses_the_engine(lab, run, page):
+    with ThreadPoolExecutor() as pool:
+        with lab.alone():
+            asked = pool.submit(page.branch, {"at": run.turns[0] + 1, "text": "It"})
+            time.sleep(0.2)
+            assert not asked.done()
+        assert "run" in asked.result(20)
+    run.children[-1].wait()
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from k2lab.engine.experiment import Effect, Experiment
 from k2lab.widgets.base import Bundle, png, wants_static
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDTH, HEIGHT = 8.0, 2.8  # inches, at 100 dots each
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
 """Okabe–Ito, told apart by all eyes; more lines repeat them with dashes."""
+
+
+UNITS = {"logits": "logits, mean |Δ|", "kl": "KL divergence, nats"}
+"""Measures of an experiment that a chart shows, with their units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +135,57 @@ class Heat(Chart):
         )
         axes.set_title(self.title, size=9)
         figure.colorbar(image)
+        return png(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class Effects(Chart):
+    """Treatment and controls of an experiment, with the interval of their difference."""
+
+    found: Experiment
+
+    def __repr__(self) -> str:
+        return f"Effects({', '.join(each.measure for each in self._shown)})"
+
+    @property
+    def _shown(self) -> tuple[Effect, ...]:
+        return tuple(each for each in self.found.effects if each.measure in UNITS)
+
+    def plotly(self) -> Any:
+        """Bars beside each other, one pair per measure."""
+        from plotly.graph_objects import Bar
+        from plotly.subplots import make_subplots
+
+        shown = self._shown
+        titles = [f"{UNITS[each.measure]}: p = {each.p:.2f}" for each in shown]
+        figure = make_subplots(cols=len(shown), subplot_titles=titles)
+        for place, each in enumerate(shown, start=1):
+            ends = {"array": [0, each.high - each.difference]}
+            ends |= {"arrayminus": [0, each.difference - each.low]}
+            bars = Bar(
+                x=[each.control, each.treatment],
+                y=["control", "treatment"],
+                orientation="h",
+                marker_color=COLOURS[:2],
+                error_x={"type": "data", "symmetric": False, **ends},
+            )
+            figure.add_trace(bars, row=1, col=place)
+        figure = _framed(figure, Axis(title=""), Axis(title=""))
+        figure.update_layout(height=220, showlegend=False)
+        figure.update_yaxes(type="category")
+        return figure
+
+    def picture(self) -> bytes:
+        """The same bars, drawn."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(WIDTH, 1.8), facecolor="white", layout="constrained")
+        for axes, each in zip(figure.subplots(1, len(self._shown)), self._shown, strict=True):
+            values = [each.control, each.treatment]
+            axes.barh(["control", "treatment"], values, color=COLOURS[:2])
+            ends = [[each.difference - each.low], [each.high - each.difference]]
+            axes.errorbar(each.treatment, 1, xerr=ends, color="black", capsize=4)
+            axes.set_title(f"{UNITS[each.measure]}: p = {each.p:.2f}", size=9)
         return png(figure)
 
 

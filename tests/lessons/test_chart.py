@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from k2lab.lessons.chart import PLOTLY, Axis, Chart, Heat, Lines
+from k2lab.engine.experiment import Effect, Experiment
+from k2lab.lessons.chart import PLOTLY, Axis, Chart, Effects, Heat, Lines
 
 LINES = Lines(
     x=np.arange(1, 4),
@@ -26,7 +27,24 @@ HEAT = Heat(
 )
 
 
-@pytest.mark.parametrize("chart", [LINES, HEAT], ids=["lines", "heat"])
+EFFECTS = Effects(
+    Experiment(
+        edits=(),
+        controls=(),
+        tokens=9,
+        seed=0,
+        effects=(
+            Effect("logits", 2.0, 1.0, 1.0, -0.5, 1.5, 0.2),
+            Effect("kl", 0.2, 0.1, 0.1, 0.05, 0.15, 0.01),
+            Effect("tokens", 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
+        ),
+    )
+)
+CHARTS = [LINES, HEAT, EFFECTS]
+NAMES = ["lines", "heat", "effects"]
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=NAMES)
 def test_a_live_chart_has_a_figure_and_a_picture(chart: Chart) -> None:
     bundle = chart._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"])[1:4] == b"PNG"
@@ -35,7 +53,7 @@ def test_a_live_chart_has_a_figure_and_a_picture(chart: Chart) -> None:
     assert len(json.dumps(bundle)) < 60_000
 
 
-@pytest.mark.parametrize("chart", [LINES, HEAT], ids=["lines", "heat"])
+@pytest.mark.parametrize("chart", CHARTS, ids=NAMES)
 def test_a_static_chart_is_its_picture(chart: Chart, monkeypatch: pytest.MonkeyPatch) -> None:
     live = chart._repr_mimebundle_()
     monkeypatch.setenv("K2LAB_STATIC", "1")
@@ -76,3 +94,11 @@ def test_many_lines_stay_apart() -> None:
         for line in many._repr_mimebundle_()[PLOTLY]["data"]
     }
     assert len(looks) == 14
+
+
+def test_effects_keep_both_measures_and_the_interval() -> None:
+    assert repr(EFFECTS) == "Effects(logits, kl)"
+    figure = EFFECTS.plotly()
+    assert [list(bars.x) for bars in figure.data] == [[1.0, 2.0], [0.1, 0.2]]
+    assert list(figure.data[0].error_x.array) == [0, 0.5]
+    assert list(figure.data[0].error_x.arrayminus) == [0, 1.5]
