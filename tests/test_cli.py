@@ -103,6 +103,16 @@ def test_training_writes_a_model_that_verifies(
     assert (out / "CARD.md").read_text().startswith("# K2-nano")
     assert cli.main(["verify", str(out)]) == 0
 
+    capsys.readouterr()
+    again = tmp_path / "again"
+    more = ["--start", str(out), "--steps", "2", "--rl", "1", "--work", str(tmp_path / "more")]
+    assert cli.main([*arguments, *more, "--out", str(again), "--eval", "2"]) == 0
+    progress, gain, measured = lines(capsys)
+    assert (progress["step"], gain["step"]) == (2, 1)
+    card = (again / "CARD.md").read_text()
+    assert "went on from the finished weights" in card
+    assert "Reinforcement, 1 steps: 0.0% of 2 tasks right before it, 0.0% after; left out" in card
+
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["info", "--fly"], ["eval"]])
 def test_nonsense_is_refused(arguments: list[str]) -> None:

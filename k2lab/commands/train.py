@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from k2lab.commands.form import DONE, Options, add, add_json, positive, show
 from k2lab.console import as_json
 
 if TYPE_CHECKING:
+    from k2lab.evals.microworld import Report
+    from k2lab.train.rl import Gain
     from k2lab.train.sft import Training
 
 CARD_SEED = 2026  # of the unseen tasks behind CARD.md
+CHOICE_SEED = 2027  # of those that decide whether a stage is kept
 
 
 def add_commands(commands: Any) -> None:
@@ -25,6 +29,9 @@ def add_commands(commands: Any) -> None:
         help="a finished model to go on from",
     )
     train.add_argument("--out", metavar="DIR", type=Path, help="write model and card here")
+    train.add_argument(
+        "--rl", type=positive, metavar="N", help="reinforcement steps before the card"
+    )
     train.add_argument("--eval", type=positive, default=480, help="tasks behind the card")
     add_json(train, "print one progress report a line as JSON")
 
@@ -53,13 +60,52 @@ def _train(options: Options) -> int:
 
 def _finish(training: "Training", options: Options) -> None:
     """Write the trained model, measure it, write its card."""
+    from k2lab.train.card import write_card
+
+    if options.rl:
+        _reinforce(training, options)
+    measured = _measured(training, options.out, options.eval, CARD_SEED)
+    show(measured, options)
+    write_card(training, measured, options.out)
+
+
+def _reinforce(training: "Training", options: Options) -> None:
+    """The reinforcement stage; its weights are kept where they answer more tasks."""
+    from k2lab.train.rl import RLPlan, reinforce
+
+    with TemporaryDirectory(prefix="k2lab-rl-") as place:
+        folder, before = Path(place), training.store.snapshot()
+        first = _measured(training, folder, options.eval, CHOICE_SEED).overall
+        reinforce(training, RLPlan(steps=options.rl), lambda gain: _say(gain, options))
+        training.save(options.work)
+        second = _measured(training, folder, options.eval, CHOICE_SEED).overall
+    better = second.accuracy > first.accuracy
+    if not better:
+        training.store.restore(before)
+    training.notes.append(
+        f"Reinforcement, {options.rl} steps: {first.accuracy:.1%} of {first.n} tasks right before "
+        f"it, {second.accuracy:.1%} after; "
+        f"{'kept' if better else 'left out of these weights, since it did not help'}."
+    )
+
+
+def _measured(training: "Training", folder: Path, tasks: int, seed: int) -> "Report":
+    """The report on the model as it is, written to `folder`."""
     import k2lab
     from k2lab.evals.microworld import microworld
     from k2lab.model.export import write_checkpoint
-    from k2lab.train.card import write_card
 
-    training.tokenizer.save(options.out)
-    write_checkpoint(options.out, training.config, training.store.export())
-    measured = microworld(k2lab.load(options.out), options.eval, CARD_SEED)
-    show(measured, options)
-    write_card(training, measured, options.out)
+    training.tokenizer.save(folder)
+    write_checkpoint(folder, training.config, training.store.export())
+    return microworld(k2lab.load(folder), tasks, seed)
+
+
+def _say(gain: "Gain", options: Options) -> None:
+    if options.json:
+        print(as_json(gain), flush=True)
+    else:
+        print(
+            f"reinforcement step {gain.step:4}  right {gain.solved:.1%}  reward {gain.reward:.3f}  "
+            f"tasks that taught {gain.taught}  fine-tuning loss {gain.ptx_loss:.4f}",
+            flush=True,
+        )

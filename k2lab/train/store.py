@@ -79,6 +79,16 @@ class Trainable:
             self.biases[layer] += rate * torch.sign(mean - counts)
         return tuple(found)
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of every parameter, for `restore`."""
+        return {key: value.detach().clone() for key, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Put a snapshot back."""
+        for key, value in kept.items():
+            self.parameters[key].copy_(value)
+
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint's tensors: bfloat16, selection bias float32, routed experts INT4."""
         for key, _ in dense_shapes(self.config):

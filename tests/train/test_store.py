@@ -115,3 +115,15 @@ def test_balance_moves_the_bias_towards_even_load(config: K2Config) -> None:
     with store.dense(1, "mlp.gate") as w:
         assert w.e_score_correction_bias is store.biases[1]  # the router sees the move
     assert not store.biases[2].any()
+
+
+def test_a_snapshot_puts_everything_back(config: K2Config) -> None:
+    store = Trainable(config)
+    kept = store.snapshot()
+    with torch.no_grad():
+        for value in store.parameters.values():
+            value.add_(1)
+    store.restore(kept)
+    fresh = Trainable(config)
+    assert all(torch.equal(fresh.parameters[key], kept[key]) for key in kept)
+    assert all(torch.equal(store.parameters[key], kept[key]) for key in kept)
