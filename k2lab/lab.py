@@ -229,6 +229,18 @@ class Lab:
         self.latest = run
         return run
 
+    def guide(self, tools: Sequence[Tool] | None = None, sampler: Sampler | None = None) -> Sampler:
+        """A sampler whose tool calls are valid by construction, around another one.
+
+        `lab.run(question, sampler=lab.guide())`; the names and schemas are those of the tools.
+        """
+        from k2lab.engine.guided import Grammar, Guided
+
+        chosen = self.tools if tools is None else tools
+        schemas = {each.name: each.parameters for each in chosen}
+        grammar = Grammar(self.tokenizer, schemas, self.config.vocab_size)
+        return Guided(grammar, self._sampler(sampler))
+
     def show(self, run: "LabRun") -> "Dashboard":
         """All views of a run on one page, with one selection."""
         return run.dashboard()

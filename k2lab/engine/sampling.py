@@ -82,8 +82,14 @@ class Sampled:
 
 
 def anew(sampler: Sampler) -> Sampler:
-    """The sampler with its generator at its seed; one of a person's own as it is."""
-    return replace(sampler) if isinstance(sampler, Sampled) else sampler
+    """The sampler with its generator at its seed; one of a person's own as it is.
+
+    One that wraps others, such as a guide, has an `anew` of its own.
+    """
+    if isinstance(sampler, Sampled):
+        return replace(sampler)
+    own = getattr(sampler, "anew", None)
+    return sampler if own is None else own()
 
 
 def _check(name: str, value: float, *, low: float, high: float) -> None:
