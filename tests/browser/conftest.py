@@ -141,9 +141,10 @@ def window(chromium: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def person(server: str, window: Any) -> Person:
-    """A person with a browser window and JupyterLab."""
-    return Person(window, server)
+def person(server: str, window: Any) -> Iterator[Person]:
+    """A person with a browser window and JupyterLab; their kernels end with them."""
+    yield Person(window, server)
+    window.evaluate("async () => { await jupyterapp.serviceManager.sessions.shutdownAll(); }")
 
 
 @pytest.fixture
