@@ -123,12 +123,15 @@ def describe(
     logits: Tensor, chosen: int, tokenizer: Tokenizer
 ) -> tuple[float, float, tuple[tuple[int, str, float], ...]]:
     """Log-probability of the choice, entropy (nats), and the likeliest alternatives."""
-    logs = logits.log_softmax(-1)
-    entropy = torch.special.entr(logs.exp()).sum()  # −p ln p, 0 where p is 0
+    logs, probabilities = logits.log_softmax(-1), logits.softmax(-1)
+    # The network has just called softmax, products and sums: their code is at hand (measured).
+    entropy = 0.0 - float((probabilities * logs).sum())  # not −0.0
+    if math.isnan(entropy):  # 0 · −∞: a token is impossible
+        entropy = float(torch.special.entr(probabilities).sum())  # −p ln p, 0 where p is 0
     values, ids = logs.topk(min(ALTERNATIVES, logs.shape[-1]))
     top = dict(zip(ids.tolist(), values.tolist(), strict=True))
     named = tuple((i, tokenizer.piece(i), math.exp(log)) for i, log in top.items())
-    return top[chosen] if chosen in top else float(logs[chosen]), float(entropy), named
+    return top[chosen] if chosen in top else float(logs[chosen]), entropy, named
 
 
 def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:

@@ -64,12 +64,12 @@ class RouteCapture:
     """Collects which experts each token went to, with weights and margins, for batch 1.
 
     Costs 3 bytes per (MoE layer, slot) and 2 per MoE layer for each token: 1,560 bytes at K2 size.
-    On single tokens the price is calls, not arithmetic: so there are few, and most are NumPy's,
-    which are cheaper than torch's.
+    On single tokens the price is calls, not arithmetic: so there are few. A call that the network
+    has made just before is torch's, since its code is at hand; the others are NumPy's (measured).
     """
 
     def __init__(self, config: K2Config) -> None:
-        self._scale = np.float32(255 / config.routed_scaling_factor)
+        self._scale = torch.tensor(255 / config.routed_scaling_factor)
         self._slots = config.num_experts_per_tok
         self._all_chosen = config.n_routed_experts == self._slots
         self._experts: list[Tensor] = []
@@ -96,8 +96,8 @@ class RouteCapture:
         if not self._experts:
             return None
         experts = _stacked(self._experts).astype(np.uint16)
-        share = np.minimum(_stacked(self._weights) * self._scale, 255)
-        weights = np.rint(share, out=share).astype(np.uint8)
+        share = (torch.cat(self._weights) * self._scale).cpu().numpy()
+        weights = np.rint(np.minimum(share, 255)).astype(np.uint8)
         margin = self._margins(experts)
         self.clear()
         swapped = experts.swapaxes(0, 1), weights.swapaxes(0, 1), margin.swapaxes(0, 1)
@@ -112,8 +112,8 @@ class RouteCapture:
         """Choice score of the last chosen − first not chosen [layer, token]."""
         if self._all_chosen:  # nobody is left out
             return np.full(experts.shape[:2], np.inf, np.float16)
-        rising = np.sort(_stacked(self._choices))
-        gap = rising[..., -self._slots] - rising[..., -self._slots - 1]
+        best = torch.cat(self._choices).topk(self._slots + 1, -1).values.cpu().numpy()
+        gap = best[..., -2] - best[..., -1]
         return np.minimum(gap, 65504).astype(np.float16)  # float16's largest
 
 
