@@ -33,6 +33,8 @@ def add_commands(commands: Any) -> None:
         help="random weights of this model's shape instead of a copy",
     )
     export.add_argument("--layers", type=positive, metavar="N", help="of --synthetic: the first N")
+    export.add_argument("--experts", type=positive, metavar="N", help="of each layer")
+    export.add_argument("--vocabulary", type=positive, metavar="N", help="tokens")
 
 
 def _info(options: Options) -> int:
@@ -95,7 +97,8 @@ def _synthetic(options: Options) -> Path:
     from k2lab.spec.costs import bytes_on_disk
 
     shape = config(options.synthetic)[1]
-    shape = cut(shape, options.layers or shape.num_hidden_layers)
+    layers = options.layers or shape.num_hidden_layers
+    shape = cut(shape, layers, experts=options.experts, vocabulary=options.vocabulary)
     size = bytes_on_disk(shape)
     with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=options.folder.name) as bar:
         return write_synthetic(shape, options.folder, bar.update)

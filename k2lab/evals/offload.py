@@ -3,39 +3,36 @@
 A fixed row of seeded tokens is decoded one by one, the same for all sides, so that routing does not
 depend on what a side computes. For cold figures the checkpoint's pages are evicted from the page
 cache before every token, outside the clock; bytes which the system really read from the device are
-reported beside those that the store asked for, and tell whether that worked. The peer is
-transformers with accelerate's disk offload of the routed experts alone: all else is in memory there
-too, which is its best case. Not here: prefill, batches, several requests.
+reported beside those that the store asked for, and tell whether that worked. The planner's word
+stands beside each figure. Not here: the others themselves (`peers.py`), prefill, batches.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from k2lab.errors import MissingError
-from k2lab.evals.disk import disk_rate, evict
+from k2lab.evals.disk import evict
+from k2lab.evals.machine import measured
+from k2lab.evals.peers import Peer, peers
 from k2lab.model.cache import LatentCache
-from k2lab.model.export import export_transformers
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2Config
-from k2lab.spec.costs import bytes_on_disk
 from k2lab.tensors.shards import Shards
 from k2lab.weights.budget import Offload, compute_dtype, needs
+from k2lab.weights.planner import Machine, Plan, Wish, plan
 from k2lab.weights.slab import Slabs
 from k2lab.weights.tiered import DISK, Tiered
 
 WARM_UP = 2  # tokens before the clock runs
 MOST_SLOTS = 128  # of the sweep, per layer
-PEER_TOKENS = 4  # that the peer decodes for each figure
-PEER_LIMIT = 8 * 10**9  # bytes of a bfloat16 export up to which the peer is run
 EVICTED = "posix_fadvise(POSIX_FADV_DONTNEED) on the checkpoint's files before every token"
 
 
@@ -56,14 +53,13 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """Somebody else's offloading of the same model."""
+class Check:
+    """The planner's word beside a measurement; rates are measured right before and after it."""
 
-    name: str
-    cold_tok_s: float
-    warm_tok_s: float
-    cold_ratio: float  # k2lab / peer, both cold, smallest budget
-    warm_ratio: float
+    what: str
+    planned: float
+    measured: float
+    ratio: float  # planned / measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,35 +81,47 @@ class OffloadFigures:
     delivery_share_of_disk: float
     bytes_ratio: float  # cold, bytes asked / least bytes
     sweep: tuple[Passage, ...]  # warm, from the smallest budget to the largest
-    accelerate: Peer | None
-    accelerate_note: str
+    checks: tuple[Check, ...]  # what the planner had said
+    peers: tuple[Peer, ...]
+    notes: dict[str, str]  # why a peer is missing
 
 
 def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigures:
     """The figures of a checkpoint folder on this machine's CPU."""
     config = K2Config.from_json(folder)
     files = sorted(folder.glob("*.safetensors"))
-    ids = _ids(config, tokens + WARM_UP)
-    rates = [disk_rate(files)]
+    ids, checks = _ids(config, tokens + WARM_UP), []
+    before = measured(config, folder)
+    rates = [before.disk_rate]
+    evict(files)
+    began = time.perf_counter()
     with _tiered(folder, config, config.num_experts_per_tok) as model:
-        rates.append(disk_rate(files))
+        loading = time.perf_counter() - began
         cold = _decode(model, ids, lambda: evict(files))
-        rates.append(disk_rate(files))
+        after = measured(config, folder)
+        rates.append(after.disk_rate)
+        machine = _between(before, after)
+        planned = _plan(config, machine, cold, cached=False)
+        checks.append(_check("seconds to load, cold", planned.load_seconds, loading))
+        checks.append(_check("tokens/s, cold", planned.tok_s, cold.tok_s))
         _decode(model, ids, _nothing)
         warm = _decode(model, ids, _nothing)
+        before, machine = after, _between(after, measured(config, folder))
+        rates.append(machine.disk_rate)
+        found = _plan(config, machine, warm, cached=True).tok_s
+        checks.append(_check("tokens/s, warm", found, warm.tok_s))
         form, slab = _store(model).form, _store(model).needs.slot
     sweep = []
     for slots in _steps(config):
         with _tiered(folder, config, slots) as model:
+            before = measured(config, folder, disk=machine.disk_rate)
             _decode(model, ids, _nothing)
             sweep.append(_decode(model, ids, _nothing))
+            now = _between(before, measured(config, folder, disk=machine.disk_rate))
+            found = _plan(config, now, sweep[-1], cached=True).tok_s
+            checks.append(_check(f"tokens/s, {slots} slots", found, sweep[-1].tok_s))
     disk = median(rates)
-    found, note = (None, "not asked for") if not peer else _accelerate(folder, config, ids)
-    compared = found and replace(
-        found,
-        cold_ratio=cold.tok_s / found.cold_tok_s,
-        warm_ratio=warm.tok_s / found.warm_tok_s,
-    )
+    others, notes = peers(folder, config, ids) if peer else ([], {"all": "not asked for"})
     return OffloadFigures(
         model=folder.name,
         moe_layers=len(config.moe_layers),
@@ -130,9 +138,43 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
         delivery_share_of_disk=cold.delivery_bytes_s / disk,
         bytes_ratio=cold.bytes_per_token / max(cold.least_bytes_per_token, 1),
         sweep=tuple(sweep),
-        accelerate=compared,
-        accelerate_note=note,
+        checks=tuple(checks),
+        peers=tuple(
+            replace(
+                each,
+                cold_ratio=cold.tok_s / each.cold_tok_s,
+                warm_ratio=warm.tok_s / each.warm_tok_s,
+            )
+            for each in others
+        ),
+        notes=notes,
     )
+
+
+def _between(first: Machine, second: Machine) -> Machine:
+    """Rates half-way between two measurements of one machine."""
+    rates = ("memory_rate", "expert_rate", "link_rate", "disk_rate")
+    times = ("miss_seconds", "layer_seconds", "tensor_seconds")
+    changes = {name: _rate(getattr(first, name), getattr(second, name)) for name in rates}
+    changes |= {name: (getattr(first, name) + getattr(second, name)) / 2 for name in times}
+    return replace(first, **changes)  # type: ignore[arg-type]
+
+
+def _rate(first: float, second: float) -> float:
+    """The rate at which a byte takes the mean of its times at both."""
+    mean = (1 / first + 1 / second) / 2
+    return 1 / mean if mean else math.inf
+
+
+def _plan(config: K2Config, machine: Machine, passage: Passage, *, cached: bool) -> Plan:
+    """What the planner says to the same budget and hits, with files in the page cache or not."""
+    host = 10**15 if cached else 0
+    wish = Wish(context=64, weights=passage.device_budget, hit_rate=passage.hit_rate)
+    return plan(config, replace(machine, host_bytes=host), wish)
+
+
+def _check(what: str, planned: float, measured: float) -> Check:
+    return Check(what, planned, measured, planned / measured)
 
 
 def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passage:
@@ -212,67 +254,6 @@ def _steps(config: K2Config) -> list[int]:
     while 2 * steps[-1] < min(config.n_routed_experts, MOST_SLOTS):
         steps.append(2 * steps[-1])
     return [*steps, min(config.n_routed_experts, MOST_SLOTS)]
-
-
-def _accelerate(folder: Path, config: K2Config, ids: Sequence[int]) -> tuple[Peer | None, str]:
-    """transformers with the routed experts on disk; a note where that cannot be run here."""
-    size = bytes_on_disk(replace(config, quantization_config=None))
-    if size > PEER_LIMIT:
-        return None, (
-            f"transformers expands INT4 experts to bfloat16: {size:,} bytes and as many again for "
-            f"accelerate's own copy, above this command's limit of {PEER_LIMIT:,}"
-        )
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingError(
-            "The package transformers is not installed.",
-            expected="the peer of the comparison.",
-            mend="Install it with `pip install k2lab[test]`.",
-        ) from error
-    transformers.utils.logging.disable_progress_bar()
-    with TemporaryDirectory(prefix="k2lab-peer-", dir=folder.parent) as place:
-        exported = export_transformers(folder, Path(place) / "export")
-        model = transformers.DeepseekV3ForCausalLM.from_pretrained(
-            exported,
-            dtype=torch.bfloat16,
-            device_map=_map(config),
-            offload_folder=f"{place}/offload",
-        ).eval()
-        files = [file for file in Path(place).rglob("*") if file.is_file()]
-        cold = _peer_decode(model, ids, lambda: evict(files))
-        warm = _peer_decode(model, ids, _nothing)
-    name = f"transformers {transformers.__version__}, accelerate disk offload of routed experts"
-    return Peer(f"{name}, bfloat16", cold, warm, 0.0, 0.0), "measured"
-
-
-def _map(config: K2Config) -> dict[str, str]:
-    """All in memory but the routed experts: the finest that a device map can say."""
-    outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
-    where = dict.fromkeys(outer, "cpu")
-    for layer in range(config.num_hidden_layers):
-        moe = ("mlp.gate", "mlp.shared_experts")
-        inner = ("self_attn", "input_layernorm", "post_attention_layernorm")
-        for name in (*inner, *(moe if config.is_moe(layer) else ("mlp",))):
-            where[f"model.layers.{layer}.{name}"] = "cpu"
-        if config.is_moe(layer):
-            where[f"model.layers.{layer}.mlp.experts"] = "disk"
-    return where
-
-
-def _peer_decode(model: Any, ids: Sequence[int], before: Callable[[], None]) -> float:
-    """Tokens per second of the peer's own forward and cache."""
-    state, seconds = None, 0.0
-    for place, token in enumerate(ids[: WARM_UP + PEER_TOKENS]):
-        if place == WARM_UP:
-            seconds = 0.0
-        before()
-        began = time.perf_counter()
-        with torch.inference_mode():
-            past = None if state is None else state.past_key_values
-            state = model(torch.tensor([[token]]), past_key_values=past, use_cache=True)
-        seconds += time.perf_counter() - began
-    return PEER_TOKENS / seconds
 
 
 def _ids(config: K2Config, count: int) -> list[int]:

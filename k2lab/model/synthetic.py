@@ -101,16 +101,35 @@ def _size(config: K2Config, layers: int) -> int:
     return bytes_on_disk(cut(config, layers))
 
 
-def cut(config: K2Config, layers: int) -> K2Config:
-    """The config with its first `layers` layers alone."""
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise InputError(
-            f"{layers} layers of a model that has {config.num_hidden_layers}.",
-            expected=f"1 to {config.num_hidden_layers}.",
-            mend="Ask for fewer layers.",
-        )
+def cut(
+    config: K2Config, layers: int, *, experts: int | None = None, vocabulary: int | None = None
+) -> K2Config:
+    """The config with its first `layers` layers alone, and fewer experts or tokens if asked.
+
+    Its special tokens are the last 256 ids, as in every K2 model, where the vocabulary is cut.
+    """
+    _at_most("layers", layers, 1, config.num_hidden_layers)
     dense = min(config.first_k_dense_replace, layers)
-    return replace(config, num_hidden_layers=layers, first_k_dense_replace=dense)
+    found = replace(config, num_hidden_layers=layers, first_k_dense_replace=dense)
+    if experts is not None:
+        least = config.num_experts_per_tok
+        _at_most("experts", experts, least, config.n_routed_experts)
+        found = replace(found, n_routed_experts=experts, n_group=1, topk_group=1)
+    if vocabulary is not None:
+        _at_most("tokens", vocabulary, 2 * RESERVED, config.vocab_size)
+        first = vocabulary - RESERVED
+        special = {"bos_token_id": first, "eos_token_id": first + 2, "pad_token_id": vocabulary - 1}
+        found = replace(found, vocab_size=vocabulary, **special)
+    return found
+
+
+def _at_most(name: str, count: int, least: int, most: int) -> None:
+    if not least <= count <= most:
+        raise InputError(
+            f"{count} {name} of a model that has {most}.",
+            expected=f"{least} to {most}.",
+            mend=f"Ask for another number of {name}.",
+        )
 
 
 def _write_shard(file: Path, specs: list[TensorSpec], pool: "_Pool", report: Report) -> None:

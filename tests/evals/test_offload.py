@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from k2lab.evals import offload as bench
 from k2lab.evals.offload import offload
 
 needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
@@ -14,7 +13,7 @@ needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no po
 @needs_linux
 def test_figures_of_a_small_checkpoint_agree(small_checkpoint: Path) -> None:
     found = offload(small_checkpoint, tokens=4, peer=False)
-    assert (found.experts, found.moe_layers, found.accelerate) == (8, 2, None)
+    assert (found.experts, found.moe_layers, found.peers) == (8, 2, ())
     assert found.cold.slots == 2
     assert found.cold.hit_rate == found.warm.hit_rate or found.cold.slots < found.experts
     assert [point.slots for point in found.sweep] == [2, 4, 8]
@@ -25,11 +24,11 @@ def test_figures_of_a_small_checkpoint_agree(small_checkpoint: Path) -> None:
     assert found.cold.delivery_bytes_s >= found.cold.bytes_s
     budgets = [point.device_budget for point in found.sweep]
     assert budgets == sorted(set(budgets))
-
-
-def test_a_peer_too_large_is_left_out_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    from k2lab.spec.config import K2_THINKING
-
-    found, note = bench._accelerate(Path("nowhere"), K2_THINKING, [1, 2, 3])
-    assert found is None
-    assert "limit" in note
+    assert [check.what for check in found.checks][:3] == [
+        "seconds to load, cold",
+        "tokens/s, cold",
+        "tokens/s, warm",
+    ]
+    for check in found.checks:
+        assert check.ratio == pytest.approx(check.planned / check.measured)
+    assert [check.measured for check in found.checks[3:]] == [each.tok_s for each in found.sweep]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import k2lab
 from k2lab import cli
 from k2lab.engine.taps import watch
 from k2lab.errors import InputError
@@ -145,9 +146,24 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [0, 62])
-def test_a_model_is_cut_to_layers_that_it_has(layers: int) -> None:
+def test_a_model_is_cut_to_what_it_has(layers: int) -> None:
     with pytest.raises(InputError, match="1 to 61"):
         cut(K2_THINKING, layers)
+    with pytest.raises(InputError, match="8 to 384"):
+        cut(K2_THINKING, 2, experts=4)
+    with pytest.raises(InputError, match="512 to 163840"):
+        cut(K2_THINKING, 2, vocabulary=200)
+
+
+def test_fewer_experts_and_tokens_keep_the_width(tmp_path: Path) -> None:
+    config = cut(K2_NANO, 2, experts=16, vocabulary=600)
+    assert (config.hidden_size, config.num_experts_per_tok) == (192, 8)
+    verify(write_synthetic(config, tmp_path / "few"))
+    lab = k2lab.load(tmp_path / "few")
+    assert lab.tokenizer.n_vocab == 600
+    assert lab.config.stop_ids == (lab.tokenizer.special("<|im_end|>"),)
+    run = lab.run("Hello", max_tokens=4).wait()
+    assert run.state == "done", run.error
 
 
 def test_a_cut_keeps_width_and_bytes_per_layer() -> None:

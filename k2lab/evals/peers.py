@@ -1,0 +1,150 @@
+"""Others who offload the same model, each in its best case.
+
+Both read a bfloat16 export, as neither computes with INT4 experts. transformers with accelerate's
+disk offload: all but the routed experts is in memory. airllm: every layer comes from disk for every
+token; transformers keeps a layer's experts in one tensor, which airllm cannot split, so the export
+is written that way for it. Not here: what is measured of k2lab itself (`offload.py`).
+"""
+
+import contextlib
+import gc
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from k2lab.errors import MissingError
+from k2lab.evals.disk import evict
+from k2lab.model.export import export_transformers
+from k2lab.spec.config import K2Config
+from k2lab.spec.costs import bytes_on_disk
+from k2lab.spec.keys import shard_name
+from k2lab.tensors.shards import INDEX
+
+TOKENS = 4  # that a peer decodes for each figure
+WARM_UP = 2  # tokens before the clock runs
+LIMIT = 8 * 10**9  # bytes of a bfloat16 export up to which peers are run
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Somebody else's offloading of the same model."""
+
+    name: str
+    cold_tok_s: float
+    warm_tok_s: float
+    cold_ratio: float  # k2lab / peer, both cold, smallest budget
+    warm_ratio: float
+
+
+def peers(folder: Path, config: K2Config, ids: Sequence[int]) -> tuple[list[Peer], dict[str, str]]:
+    """Those that can be run here, and for the others why not."""
+    size = bytes_on_disk(replace(config, quantization_config=None))
+    if size > LIMIT:
+        why = f"a bfloat16 export would take {size:,} bytes, above the limit of {LIMIT:,}"
+        return [], {"accelerate": why, "airllm": why}
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingError(
+            "The package transformers is not installed.",
+            expected="the peer of the comparison.",
+            mend="Install it with `pip install k2lab[test]`.",
+        ) from error
+    transformers.utils.logging.disable_progress_bar()
+    found, notes = [], {}
+    with TemporaryDirectory(prefix="k2lab-peer-", dir=folder.parent) as place:
+        exported = export_transformers(folder, Path(place) / "export")
+        found.append(_accelerate(exported, config, ids))
+        gc.collect()
+        try:
+            found.append(_airllm(exported, ids))
+        except ImportError:
+            notes["airllm"] = "not installed: `pip install airllm`"
+    return found, notes
+
+
+def _accelerate(exported: Path, config: K2Config, ids: Sequence[int]) -> Peer:
+    """transformers with the routed experts on disk."""
+    import transformers
+
+    model = transformers.DeepseekV3ForCausalLM.from_pretrained(
+        exported,
+        dtype=torch.bfloat16,
+        device_map=_map(config),
+        offload_folder=str(exported.parent / "offload"),
+    ).eval()
+    name = f"transformers {transformers.__version__}, accelerate disk offload of routed experts"
+    return _timed(name, model, ids, exported.parent)
+
+
+def _airllm(exported: Path, ids: Sequence[int]) -> Peer:
+    """airllm on the CPU, told the layout of tensors that transformers has in memory."""
+    import transformers
+
+    # What it prints would stand before the figures.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        import airllm
+        from tokenizers import Tokenizer, models
+
+        model = transformers.DeepseekV3ForCausalLM.from_pretrained(exported, dtype=torch.bfloat16)
+        home, file = exported.parent / "airllm", shard_name(1, 1)
+        home.mkdir()
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        save_file(state, home / file, metadata={"format": "pt"})
+        index = {"metadata": {}, "weight_map": dict.fromkeys(state, file)}
+        (home / INDEX).write_text(json.dumps(index))
+        (home / "config.json").write_text((exported / "config.json").read_text())
+        # It will not start without a tokenizer; ids are given here.
+        words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+        transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(home)
+        del model, state
+        gc.collect()
+        streamed = airllm.AutoModel.from_pretrained(str(home), device="cpu", prefetching=False)
+        (home / file).unlink()  # it has split it into layers of its own
+        return _timed("airllm, one layer at a time", streamed, ids, home)
+
+
+def _timed(name: str, model: Any, ids: Sequence[int], place: Path) -> Peer:
+    files = [file for file in place.rglob("*") if file.is_file()]
+    cold = _decode(model, ids, lambda: evict(files))
+    return Peer(f"{name}, bfloat16", cold, _decode(model, ids, lambda: None), 0.0, 0.0)
+
+
+def _map(config: K2Config) -> dict[str, str]:
+    """All in memory but the routed experts: the finest that a device map can say."""
+    outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    where = dict.fromkeys(outer, "cpu")
+    for layer in range(config.num_hidden_layers):
+        moe = ("mlp.gate", "mlp.shared_experts")
+        inner = ("self_attn", "input_layernorm", "post_attention_layernorm")
+        for name in (*inner, *(moe if config.is_moe(layer) else ("mlp",))):
+            where[f"model.layers.{layer}.{name}"] = "cpu"
+        if config.is_moe(layer):
+            where[f"model.layers.{layer}.mlp.experts"] = "disk"
+    return where
+
+
+def _decode(model: Any, ids: Sequence[int], before: Callable[[], None]) -> float:
+    """Tokens per second of the peer's own forward and cache."""
+    state, seconds = None, 0.0
+    # Its argument was renamed in transformers 5.24.
+    kept = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    for place, token in enumerate(ids[: WARM_UP + TOKENS]):
+        if place == WARM_UP:
+            seconds = 0.0
+        before()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            past = None if state is None else state.past_key_values
+            state = model(torch.tensor([[token]]), **{kept: past}, use_cache=True)
+        seconds += time.perf_counter() - began
+    return TOKENS / seconds
