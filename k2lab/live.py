@@ -48,6 +48,7 @@ def store_of(run: "LabRun") -> Store:
             "export": page.export,
             "branch": page.branch,
             "treat": page.treat,
+            "approve": page.approve,
         },
     )
     page.store = store
@@ -70,6 +71,12 @@ class Page:
         """A person asked in the page: a new run takes this one's place in the same widgets."""
         self.run().lab.run(question).show_in(self.store)
         self.store.runs = []
+
+    def approve(self, message: Message) -> Message:
+        """A person decided about a call that waits."""
+        allowed = message.get("allowed") is True
+        self.run().desk.decide(str(message.get("digest")), allowed=allowed)
+        return {"text": "Allowed." if allowed else "Refused."}
 
     def save(self, _: Message) -> Message:
         """The trace as a file in the kernel's folder."""

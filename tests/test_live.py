@@ -183,4 +183,7 @@ def test_a_page_s_message_ends_as_an_outcome(run):
         time.sleep(0.02)
     outcome = next(each for each in sent if each["type"] == "outcome")
     assert outcome["action"] == "treat" and "do = 'rm'" in outcome["error"]
-    assert store.status["can"] == ["branch", "treat", "save", "export"] and "lab" in store.code
+    assert (
+        store.status["can"] == ["branch", "treat", "save", "export", "approve"]
+        and "lab" in store.code
+    )

@@ -106,6 +106,39 @@ def test_a_call_waits_for_the_person_and_for_this_call_alone(lab: Lab) -> None:
         run.approve()
 
 
+def test_the_page_shows_what_waits_and_a_word_there_lets_it_go_on(lab: Lab, tmp_path: Path) -> None:
+    total = list[int]()
+    run = lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), policy=[])
+    until(lambda: run.waiting)
+    (call,) = run.trace.calls
+    assert (call.approval, call.digest) == ("waiting", run.waiting[0].digest)
+    assert (call.shown, call.why) == ('{"n":2}', "no policy decides about it")
+    sent: list[dict] = []
+    run.store.send = lambda message, *_: sent.append(message)  # type: ignore[method-assign]
+    for wrong in ("0" * 64, None):
+        run.store._on_message(None, {"type": "approve", "digest": wrong, "allowed": True}, [])
+        until(lambda: any("No call with the digest" in each.get("error", "") for each in sent))
+        sent.clear()
+    message = {"type": "approve", "digest": call.digest, "allowed": True}
+    run.store._on_message(None, message, [])
+    ended(run)
+    assert total == [2] and run.trace.calls[0].approval == "allowed"
+    opened = k2lab.open(run.trace.save(tmp_path / "x.k2trace"))
+    assert opened.calls == run.trace.calls
+    hidden = k2lab.open(run.trace.save(tmp_path / "y.k2trace", redact=True)).calls[0]
+    assert (hidden.approval, hidden.shown, hidden.why) == ("allowed", "", "")
+
+
+def test_only_true_in_the_page_is_a_yes(lab: Lab) -> None:
+    total = list[int]()
+    run = lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), policy=[])
+    until(lambda: run.waiting)
+    message = {"type": "approve", "digest": run.waiting[0].digest, "allowed": "yes"}
+    run.store._on_message(None, message, [])
+    ended(run)
+    assert not total and run.trace.calls[0].approval == "refused"
+
+
 def test_a_refused_call_is_not_made(lab: Lab) -> None:
     total = list[int]()
     run = lab.run("Go.", tools=[adder(total)], sampler=script(lab, *TURNS), policy=[])

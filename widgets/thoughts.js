@@ -1,6 +1,7 @@
 import { clamp, decimal, KIND_COLOURS, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
 import { css, faint, gradient, isDark, onTheme, rampOn } from "./_colour.js";
 import { button, choice, el, onKeys, painter, storeView, table, toggle } from "./_kit.js";
+import { approvalCard } from "./_approval.js";
 import { askBox, controls, player, statusLine } from "./_head.js";
 import { download, inkOf, pictureFile } from "./_pen.js";
 import { paintText, popover, tokenFacts, visible } from "./_token.js";
@@ -120,7 +121,7 @@ export function callOf(calls, groups, index) {
 /** State of a tool call in words. @param {any} call */
 export function callState(call) {
   if (!call) return { word: "being written", state: "open" };
-  if (call.ok === null || call.ok === undefined) return { word: "running", state: "open" };
+  if (call.ok === null || call.ok === undefined) return { word: call.approval === "waiting" ? "waits for you" : "running", state: "open" };
   return { word: `${call.ok ? "answered" : "failed"} in ${decimal(call.seconds, call.seconds < 1 ? 3 : 1)} s`, state: call.ok ? "ok" : "bad" };
 }
 
@@ -201,7 +202,7 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   function blockNode(block) {
     const kind = KINDS[block.kind], folded = folds(block), group = groups[block.group], call = block.kind === CALL ? callOf(data.calls, groups, block.group) : null;
-    const state = call ? `${call.ok}` : "", key = `${block.stop}|${block.last}|${folded}|${state}|${markers}`;
+    const state = call ? `${call.ok}${call.approval}` : "", key = `${block.stop}|${block.last}|${folded}|${state}|${markers}`;
     const known = made.get(block.start);
     if (known?.key === key) return known.node;
     const body = el("div", { class: "k2-body" });
@@ -217,6 +218,7 @@ function fill({ model, store, root, signal, fail, compact }) {
       }
       if (line.childNodes.length) body.append(line);
     }
+    if (block.last && call?.approval) body.append(approvalCard(call, store, signal));
     if (block.last && call && typeof call.content === "string") body.append(callResult(call));
     if (kind === "marker" && !markers) node.hidden = true;
     made.set(block.start, { key, node });

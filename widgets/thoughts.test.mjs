@@ -75,3 +75,9 @@ test("strips: uncertain, near-tied and slow tokens stand out; given tokens have 
   assert.ok(time.share(0.5) > time.share(0.01));
   assert.ok(Number.isNaN(entropy.value({ column: { entropy: [NaN] } }, 0)));
 });
+
+test("a call that waits for a person says so until somebody decided", () => {
+  const call = { name: "order", ok: null, approval: "waiting" };
+  assert.deepEqual(thoughts.callState(call), { word: "waits for you", state: "open" });
+  assert.equal(thoughts.callState({ ...call, approval: "allowed" }).word, "running");
+});

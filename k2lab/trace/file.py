@@ -138,7 +138,7 @@ def _trace(arrays: Arrays, metadata: dict[str, Any]) -> Trace:
         raise ValueError("it names experts that its model does not have")
     texts = _texts(arrays, "text", "text_end", n)
     trace = Trace.of(about, Table.of(tokens), Table.of(routing), texts=texts, top=_top(arrays, n))
-    trace.calls = [record(CallRecord, call) for call in metadata["calls"]]
+    trace.calls = [_call(values) for values in metadata["calls"]]
     trace.misread = [record(Misread, each) for each in metadata["misread"]]
     stopped, dropped = metadata["stopped"], metadata["dropped"]
     trace.stopped = None if stopped is None else record(Stopped, stopped)
@@ -262,9 +262,15 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _call(values: Any) -> CallRecord:
+    """A call as it was written; the first files knew of no approvals."""
+    unasked = dict.fromkeys(("approval", "digest", "shown", "why"), "")
+    return record(CallRecord, unasked | values if isinstance(values, dict) else values)
+
+
 def _hidden(call: CallRecord) -> CallRecord:
     content = None if call.content is None else ""
-    return replace(call, arguments="", content=content)
+    return replace(call, arguments="", content=content, digest="", shown="", why="")
 
 
 def _ended(stopped: Stopped, *, redact: bool) -> Stopped:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from k2lab.engine.events import (
     KINDS,
     Answered,
+    ApprovalAsked,
+    ApprovalGiven,
     Captured,
     Dropped,
     Event,
@@ -92,6 +94,10 @@ class CallRecord:
     content: str | None = None
     ok: bool | None = None
     seconds: float | None = None
+    approval: str = ""  # waiting, allowed, refused; empty: nobody was asked
+    digest: str = ""  # of the call that waits: what a decision is bound to
+    shown: str = ""  # its arguments in canonical form, as they would be run
+    why: str = ""  # the reason to ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +178,8 @@ class Trace:
             case Dropped():
                 self.captured.forget(event.first)
                 self.dropped = event
-            case ToolAsked(key, id_, name, arguments, index):
-                self.calls.append(CallRecord(key, id_, name, arguments, index))
-            case ToolAnswered():
-                self._answer_call(event)
+            case ToolAsked() | ToolAnswered() | ApprovalAsked() | ApprovalGiven():
+                self._append_call(event)
             case Misread():
                 self.misread.append(event)
             case Answered(content):
@@ -330,15 +334,24 @@ class Trace:
             experts=event.experts, weights=event.weights, margin=event.margin,
         )  # fmt: skip
 
-    def _answer_call(self, event: ToolAnswered) -> None:
+    def _append_call(self, event: ToolAsked | ToolAnswered | ApprovalAsked | ApprovalGiven) -> None:
+        match event:
+            case ToolAsked(key, id_, name, arguments, index):
+                self.calls.append(CallRecord(key, id_, name, arguments, index))
+            case ToolAnswered(key, _, content, ok, seconds):
+                self._change_call(key, content=content, ok=ok, seconds=seconds)
+            case ApprovalAsked(key, _, shown, digest, why):
+                self._change_call(key, approval="waiting", digest=digest, shown=shown, why=why)
+            case ApprovalGiven(key, allowed=allowed):
+                self._change_call(key, approval="allowed" if allowed else "refused")
+
+    def _change_call(self, key: str, **fields: Any) -> None:
         for place in range(len(self.calls) - 1, -1, -1):
-            if self.calls[place].key == event.key:
-                self.calls[place] = replace(
-                    self.calls[place], content=event.content, ok=event.ok, seconds=event.seconds
-                )
+            if self.calls[place].key == key:
+                self.calls[place] = replace(self.calls[place], **fields)
                 return
         raise TraceError(
-            f"An answer to the tool call '{event.key}', which was not asked.",
+            f"An answer to the tool call '{key}', which was not asked.",
             expected="a ToolAsked with the same key before.",
             mend="append the events in the order in which they happened.",
         )

@@ -30,6 +30,7 @@ EXPORT = re.compile(r"^export (default )?", re.MULTILINE)
 INDENT = re.compile(r"^[ \t]*//.*\n|^[ \t]+", re.MULTILINE)  # no literal goes over several lines
 TAIL = re.compile(r"[ \t]+// [^\n\"'`]*$", re.MULTILINE)  # a literal would close behind it
 TYPE = re.compile(r"/\*\* @type [^*]*\*/ ?")
+BRACES = re.compile(r" *([{};]) *")  # of styles, in which no literal has one
 COMMENT = re.compile(r"^[ \t]*/\*\*(?:(?!\*/).)*\*/\n", re.MULTILINE | re.DOTALL)
 
 Bundle = dict[str, Any]
@@ -159,7 +160,7 @@ def joined_style(stem: str) -> str:
     stems = ["_kit", *_inside(stem), stem]
     files = [paths.front() / f"{name}.css" for name in stems]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.exists())
-    return INDENT.sub("", re.sub(r"/\*[^*]*\*/\n?", "", text))
+    return BRACES.sub(r"\1", INDENT.sub("", re.sub(r"/\*[^*]*\*/\n?", "", text)))
 
 
 def _imports(stem: str) -> list[tuple[str, str]]:

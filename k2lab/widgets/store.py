@@ -31,9 +31,9 @@ Ask = Callable[[str], object]
 Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Does what the page asks for with this message; what it returns goes to the page as outcome."""
 
-ACTIONS = ("branch", "treat", "save", "export")
+ACTIONS = ("branch", "treat", "save", "export", "approve")
 """What a page can ask for besides controls: continue from a token; run control and treatment with
-edits; write the trace; write the page as HTML."""
+edits; write the trace; write the page as HTML; decide about a call that waits."""
 
 
 MESSAGES = ("stop", "pause", "resume", "step", "pace", "resync", "ask", "detail", *ACTIONS)
@@ -234,7 +234,7 @@ class Store(K2Widget):
             case "detail":
                 trace = self.source.trace
                 self._desk.ask(Question.of(content, trace), trace, self.epoch)
-            case "branch" | "treat" | "save" | "export":
+            case "branch" | "treat" | "save" | "export" | "approve":
                 self._act(kind, content)
             case _:
                 raise refused(f"A message of type {kind!r}", f"one of {', '.join(MESSAGES)}")

@@ -55,6 +55,8 @@ def table(trace: Trace) -> Iterator[tuple[str, ...]]:
     before: CallRecord | None = None
     for call in trace.calls:
         state = {None: "running", True: "answered", False: "failed"}[call.ok]
+        if call.approval:
+            state = f"{call.approval}" if call.ok is None else f"{call.approval}, {state}"
         if before is not None and before.ok is False and before.name == call.name:
             state += " (retry)"
         yield str(call.index), call.name, _short(call.arguments), state, _short(call.content or "")

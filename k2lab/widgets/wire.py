@@ -83,7 +83,7 @@ def frame(
 def call(place: int, record: CallRecord) -> dict[str, Any]:
     """A tool call as the front end gets it; very long texts are cut, and say so."""
     message = asdict(record) | {"place": place}
-    for name in ("arguments", "content"):
+    for name in ("arguments", "content", "shown"):
         text = message[name]
         if text is not None and len(text) > LONGEST_TEXT:
             cut = len(text) - LONGEST_TEXT
