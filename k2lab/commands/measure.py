@@ -67,7 +67,7 @@ def add_commands(commands: Any) -> None:
     looking = add(
         benches, "watching", _bench_watching, "cost of capture and live view, first picture"
     )
-    looking.add_argument("--repeats", type=positive, default=9, help="turns (default: 9)")
+    looking.add_argument("--repeats", type=positive, default=15, help="turns (default: 15)")
     add_model(looking)
     add_json(looking)
 

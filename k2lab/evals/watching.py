@@ -1,10 +1,9 @@
 """What watching costs, and when the first picture comes: in a real JupyterLab and Chromium.
 
-Costs are processor time of the kernel, in which the feeding of the widgets is included; the arms
-(nothing recorded, routes, everything, routes with the dashboard looking on) take turns, and medians
-of the ratios within a turn are given. Processor time is what a busy machine disturbs least. The
-first picture counts from Run to the first token in the page: in a kernel that has imported nothing,
-and in one that has answered before.
+Costs are in tokens per second: the arms (nothing recorded, routes, everything, routes with the
+dashboard looking on) take turns, and the fastest turn of each is compared, as that is the one that
+a busy machine disturbed least. The first picture counts from Run to the first token in the page: in
+a kernel that has imported nothing, and in one that has answered before.
 """
 
 import json
@@ -15,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from k2lab.evals.jupyter import chromium, jupyterlab, open_notebook, write_notebook
 
@@ -38,12 +39,12 @@ BEGIN = "k2lab-costs "  # marks the figures in the cell's output
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Shares of processor time that are added, medians over the turns."""
+    """How much longer a token takes, as shares; each from the fastest of the turns."""
 
-    route_capture: float  # routes / nothing − 1
-    full_capture: float  # everything / nothing − 1
-    live_view: float  # routes with a dashboard / routes − 1
-    tokens: int  # of each run
+    tokens_per_second: float  # nothing recorded, nobody looks
+    route_capture: float  # routes against nothing
+    full_capture: float  # everything against nothing
+    live_view: float  # routes with a dashboard against routes
     repeats: int
 
 
@@ -67,7 +68,7 @@ class Branching:
     anew_seconds: float  # the same for a run that reads the prefix
 
 
-def watching(*, folder: str | None = None, repeats: int = 9) -> Watching:
+def watching(*, folder: str | None = None, repeats: int = 15) -> Watching:
     """The figures, from a JupyterLab that is started for them."""
     cells = [each.format(folder=repr(folder) if folder else "", repeats=repeats) for each in CELLS]
     with TemporaryDirectory(prefix="k2lab-watching-") as place:
@@ -91,29 +92,32 @@ def costs(lab: Any, store: "Store", repeats: int) -> dict[str, Any]:
     """Costs and the branch, measured in this process; the store's widgets look on."""
     import torch
 
-    torch.set_num_threads(1)  # so that processor time is time
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the other core is for those who look
 
-    def once(capture: str, looking: "Store | None") -> float:
-        began = time.process_time()
-        lab.run(QUESTION, capture=capture, store=looking).wait()
+    def speed(capture: str, looking: "Store | None") -> float:
+        run = lab.run(QUESTION, capture=capture, store=looking).wait()
         while looking and looking.status.get("state") != "done":
             time.sleep(0.01)
-        return time.process_time() - began
+        times = run.trace.seconds[~np.isnan(run.trace.seconds)]
+        return (len(times) - 1) / float(times[-1] - times[0])
 
     arms = [("off", None), ("route", None), ("full", None), ("route", store)]
-    turns: list[list[float]] = []
+    found: list[list[float]] = [[] for _ in arms]
     for turn in range(repeats + 1):
-        taken = {}
         for place in range(len(arms)):  # another arm begins in each turn
             arm = (place + turn) % len(arms)
-            taken[arm] = once(*arms[arm])
-        turns.append([taken[arm] for arm in range(len(arms))])
-    ratios = [(b / a - 1, c / a - 1, d / b - 1) for a, b, c, d in turns[1:]]  # the first warms up
-    route, full, view = (round(median(each), 4) for each in zip(*ratios, strict=True))
-    run = lab.run(QUESTION).wait()
-    chosen = run.trace.stopped.tokens if run.trace.stopped else 0
-    found = Costs(route, full, view, chosen, repeats)
-    return {"costs": asdict(found), "branch": asdict(branching(lab))}
+            found[arm].append(speed(*arms[arm]))
+    torch.set_num_threads(before)
+    off, route, full, view = (max(each[1:]) for each in found)  # the first turn warms up
+    measured = Costs(
+        tokens_per_second=round(off, 1),
+        route_capture=round(off / route - 1, 4),
+        full_capture=round(off / full - 1, 4),
+        live_view=round(route / view - 1, 4),
+        repeats=repeats,
+    )
+    return {"costs": asdict(measured), "branch": asdict(branching(lab))}
 
 
 def branching(lab: Any) -> Branching:

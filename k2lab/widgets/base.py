@@ -70,6 +70,11 @@ class Freezable:
         """What to show without a front end."""
         raise NotImplementedError
 
+    @property
+    def growing(self) -> bool:
+        """Whether what is shown will soon be out of date: a picture of it would only take time."""
+        return False
+
     def finish(self) -> None:
         """Waits until what is shown no longer changes."""
 
@@ -84,7 +89,12 @@ class Freezable:
     def _repr_mimebundle_(self, **_: Any) -> Bundle:
         if wants_static():
             self.finish()
-        bundle = static_bundle(self.summary(), self.pictures())
+        if self.growing:
+            words = f"{html.escape(self.summary())}: going on when this was shown."
+            note = "Run the cell again, or show <code>.freeze()</code> of it, for a picture."
+            bundle = {"text/plain": self.summary(), "text/html": f"<p>{words} {note}</p>"}
+        else:
+            bundle = static_bundle(self.summary(), self.pictures())
         if not wants_static():
             view = {"version_major": 2, "version_minor": 0, "model_id": getattr(self, "model_id")}  # noqa: B009
             bundle[WIDGET_VIEW] = view
@@ -132,6 +142,11 @@ class Column(Freezable, ipywidgets.VBox):  # type: ignore[misc]
     def pictures(self) -> Sequence[Picture]:
         """The parts' pictures."""
         return [picture for part in self.parts for picture in part.pictures()]
+
+    @property
+    def growing(self) -> bool:
+        """Whether any part is."""
+        return any(part.growing for part in self.parts)
 
     def finish(self) -> None:
         """Waits for every part."""

@@ -19,6 +19,11 @@ class View(K2Widget):
         self.store = store_of(source)
         super().__init__(store_id=self.store.store_id, **values)
 
+    @property
+    def growing(self) -> bool:
+        """Whether the run goes on."""
+        return not self.store.source.done
+
     def finish(self) -> None:
         """Waits for the run."""
         self.store.finish()

@@ -106,5 +106,17 @@ def test_static_html_survives_a_sanitiser_and_shows_model_text_as_text(finished)
 
 
 def test_a_run_without_tokens_has_a_bundle_too(run):
+    run.end()
     bundle = Column([ThoughtStream(run), ExpertMap(run)])._repr_mimebundle_()
     assert "image/png" not in bundle and "0 tokens" in bundle["text/html"]
+
+
+def test_a_run_that_goes_on_is_shown_without_waiting_for_a_picture(run, monkeypatch):
+    monkeypatch.delenv("K2LAB_STATIC", raising=False)
+    run.grow(3)
+    view = Column([ThoughtStream(run), ExpertMap(run)])
+    bundle = view._repr_mimebundle_()
+    assert WIDGET_VIEW in bundle and "image/png" not in bundle
+    assert "going on" in bundle["text/html"] and "freeze" in bundle["text/html"]
+    run.end()
+    assert "image/png" in view._repr_mimebundle_()
