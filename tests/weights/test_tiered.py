@@ -106,9 +106,12 @@ def tiny(tmp_path: Path, tiny_config: Configs, random_checkpoint: Write) -> Iter
 # ----------------------------------------------------------------------------------- equal numbers
 
 
+@pytest.mark.parametrize("watched", [False, True], ids=["taps off", "taps on"])
 def test_k2_nano_gives_the_same_logits_at_every_budget(
-    nano: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    watched: bool, nano: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen: list[str] = []
+    tap = watch("*", nano.config, lambda site, _: seen.append(site)) if watched else untouched
     resident = nano.resident()
     leases = nano.tiered(8).store._leases  # the same at every budget, and slow to read
     monkeypatch.setattr(tiered, "read_dense", lambda *_: leases)
@@ -118,11 +121,16 @@ def test_k2_nano_gives_the_same_logits_at_every_budget(
         with torch.inference_mode():
             cache = LatentCache(model.config)
             steps = [ids, ids[:, 4:5]]
-            return [model(i, model.step(i.shape[1], cache=cache, tap=untouched)) for i in steps]
+            return [model(i, model.step(i.shape[1], cache=cache, tap=tap)) for i in steps]
 
     expected = logits(resident)
     for slots in range(8, 65):
         assert same(logits(nano.tiered(slots)), expected), f"{slots} slots"
+    for layers in range(1, 6):
+        assert same(logits(nano.tiered(layers, unit="layer")), expected), f"{layers} layers"
+    places = Places(placement="sharded", device=("cpu", "cpu"))
+    assert same(logits(load_model(nano.folder, places)), expected)
+    assert watched == ("layers.5.mlp.experts.rows" in seen)
 
 
 def test_all_stores_agree_on_k2_nano() -> None:
