@@ -95,10 +95,11 @@ def test_training_writes_a_model_that_verifies(
     )
     work, out = tmp_path / "work", tmp_path / "out"
     arguments = ["train", "--steps", "1", "--work", str(work), "--out", str(out), "--json"]
+    arguments += ["--chains", "0", "--experts", "2"]
     monkeypatch.setattr("k2lab.evals.microworld.MAX_TOKENS", 8)
     assert cli.main([*arguments, "--eval", "2"]) == 0
-    progress, measured = lines(capsys)
-    assert progress["step"] == 1
+    progress, measured, used = lines(capsys)
+    assert (progress["step"], used["tasks"]) == (1, 2)
     assert measured["overall"]["n"] == 2
     assert (out / "CARD.md").read_text().startswith("# K2-nano")
     assert cli.main(["verify", str(out)]) == 0
@@ -107,7 +108,7 @@ def test_training_writes_a_model_that_verifies(
     again = tmp_path / "again"
     more = ["--start", str(out), "--steps", "2", "--rl", "1", "--work", str(tmp_path / "more")]
     assert cli.main([*arguments, *more, "--out", str(again), "--eval", "2"]) == 0
-    progress, gain, measured = lines(capsys)
+    progress, gain, measured, _ = lines(capsys)
     assert (progress["step"], gain["step"]) == (2, 1)
     card = (again / "CARD.md").read_text()
     assert "went on from the finished weights" in card

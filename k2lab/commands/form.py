@@ -86,7 +86,16 @@ def counted(done: Iterable[Any], n: int) -> Iterator[Any]:
 
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
+    return _at_least(1, text)
+
+
+def counting(text: str) -> int:
+    """A whole number from 0 up, for argparse."""
+    return _at_least(0, text)
+
+
+def _at_least(low: int, text: str) -> int:
     number = int(text)
-    if number < 1:
+    if number < low:
         raise ValueError
     return number

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from k2lab.commands.form import DONE, Options, add, add_json, positive, show
+from k2lab.commands.form import DONE, Options, add, add_json, counting, positive, show
 from k2lab.console import as_json
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from k2lab.train.sft import Training
 
 CARD_SEED = 2026  # of the unseen tasks behind CARD.md
+CALLS = 300  # of each long queue
 CHOICE_SEED = 2027  # of those that decide whether a stage is kept
 
 
@@ -22,17 +23,12 @@ def add_commands(commands: Any) -> None:
     train = add(commands, "train", _train, "train K2-nano from nothing, or go on where it stopped")
     train.add_argument("--steps", type=positive, help="default: those of the plan")
     train.add_argument("--work", metavar="DIR", type=Path, default=Path("k2-nano-training"))
-    train.add_argument(
-        "--start",
-        metavar="DIR",
-        type=Path,
-        help="a finished model to go on from",
-    )
+    train.add_argument("--start", metavar="DIR", type=Path, help="go on from a finished model")
     train.add_argument("--out", metavar="DIR", type=Path, help="write model and card here")
-    train.add_argument(
-        "--rl", type=positive, metavar="N", help="reinforcement steps before the card"
-    )
+    train.add_argument("--rl", type=positive, metavar="N", help="steps of reinforcement after it")
     train.add_argument("--eval", type=positive, default=480, help="tasks behind the card")
+    train.add_argument("--chains", type=counting, default=20, help="long queues (default: 20)")
+    train.add_argument("--experts", type=counting, default=100, help="tasks to count experts in")
     add_json(train, "print one progress report a line as JSON")
 
 
@@ -60,13 +56,26 @@ def _train(options: Options) -> int:
 
 def _finish(training: "Training", options: Options) -> None:
     """Write the trained model, measure it, write its card."""
-    from k2lab.train.card import write_card
+    import k2lab
+    from k2lab.evals import experts, microworld
+    from k2lab.train.card import Measured, write_card
 
     if options.rl:
         _reinforce(training, options)
-    measured = _measured(training, options.out, options.eval, CARD_SEED)
-    show(measured, options)
-    write_card(training, measured, options.out)
+    report = _measured(training, options.out, options.eval, CARD_SEED)
+    show(report, options)
+    lab, chains, used = k2lab.load(options.out), None, None
+    if options.chains:
+        done = microworld.results(
+            lab, options.chains, CARD_SEED, families=["queue"], queue_length=CALLS
+        )
+        chains = microworld.report(done, CARD_SEED)
+        show(chains, options)
+    if options.experts:
+        uses = experts.uses(lab, lab.about, options.experts, CARD_SEED)
+        used = experts.report(uses, lab.about, CARD_SEED)
+        show(used, options)
+    write_card(training, Measured(report, chains, CALLS, used), options.out)
 
 
 def _reinforce(training: "Training", options: Options) -> None:

@@ -24,13 +24,14 @@ from k2lab.trace.trace import About, Trace
 from k2lab.world.tasks import Task, generate
 
 PHASES: tuple[Kind, ...] = ("thinking", "call", "answer")
+IDLE = 0.1  # share of the even load below which an expert counts as dead
 
 
 @dataclass(frozen=True, slots=True)
 class LayerUse:
     """How evenly one layer's experts are used."""
 
-    dead: int  # experts that no token chose
+    dead: int  # experts with less than a tenth of the even load
     max_over_mean: float  # load of the busiest expert / mean load; 1 is even
     entropy: float  # of the load, as share of the largest possible
     gini: float
@@ -123,7 +124,7 @@ def report(done: Iterator[TaskUse], about: About, seed: int) -> ExpertReport:
     load = _sum([use.load for use in found], about)
     mean = np.maximum(load.mean(axis=1), 1e-9)
     uneven, entropy = load.max(axis=1) / mean, routing.entropy(load)
-    gini, dead = routing.gini(load), (load == 0).sum(axis=1)
+    gini, dead = routing.gini(load), (load < IDLE * mean[:, None]).sum(axis=1)
     layers = {
         str(about.dense_layers + row): LayerUse(
             int(dead[row]), round(float(uneven[row]), 3), round(float(entropy[row]), 4),

@@ -4,11 +4,14 @@ Beside it lies `training.svg`, its picture.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from k2lab.evals.experts import ExpertReport
 from k2lab.evals.microworld import Report
+from k2lab.evals.stats import Share
 from k2lab.model.export import sha256, write_sums
 from k2lab.spec.costs import parameters
 from k2lab.tensors.shards import SINGLE
@@ -20,19 +23,29 @@ CARD, PICTURE = "CARD.md", "training.svg"
 ROWS = 12  # of the loss table
 
 
-def write_card(training: Training, report: Report, folder: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What stands behind a card."""
+
+    report: Report  # tasks of all families
+    chains: Report | None = None  # queues of many calls in one conversation
+    calls: int = 0  # numbers in each of those
+    experts: ExpertReport | None = None
+
+
+def write_card(training: Training, measured: Measured, folder: Path) -> None:
     """Write card, record and picture beside the finished model in `folder`."""
     write_record(training, folder)
-    _draw(training.history, report, folder / PICTURE)
-    (folder / CARD).write_text(card(training, report, folder), encoding="utf-8")
+    _draw(training.history, measured.report, folder / PICTURE)
+    (folder / CARD).write_text(card(training, measured, folder), encoding="utf-8")
     write_sums(folder)
 
 
-def card(training: Training, report: Report, folder: Path) -> str:
+def card(training: Training, measured: Measured, folder: Path) -> str:
     """The text of the card for the finished model in `folder`."""
     return "\n".join(
         line
-        for part in (_about(training), _made(training), _able(report), _files(folder))
+        for part in (_about(training), _made(training), _able(measured), _files(folder))
         for line in part
     )
 
@@ -79,8 +92,7 @@ stopped.
   model's own tokens only.
 - Tokenizer: byte pairs of {VOCABULARY_TASKS:,} conversations, seed {VOCABULARY_SEED}.
 - MuonClip: matrices with Muon at {plan.muon_rate}, the rest with AdamW at {plan.adam_rate};
-  warm-up {plan.warmup} steps, then constant, then linear to 2 % over the last
-  {plan.decay:.0%} of {plan.steps:,} steps; QK-clip at {plan.tau:g}.
+  warm-up {plan.warmup} steps, then constant, then linear to 2 %; QK-clip at {plan.tau:g}.
 - Balance: selection bias ± {plan.balance_rate} per step.
 - INT4: experts are seen quantised during the decay, and exported with the same rule.
 - Sittings: {_sittings(training.sittings)}.
@@ -100,12 +112,16 @@ stopped.
 
 
 def _sittings(sittings: list[dict[str, Any]]) -> str:
-    """Where each sitting began, and how many steps were planned then: the schedule follows it."""
-    told = [f"from step {each['step']:,} planned for {each['steps']:,} steps" for each in sittings]
-    return "; ".join(told)
+    """Where each sitting began, and what was planned then: the schedule follows it."""
+    return "; ".join(
+        f"from step {each['step']:,} planned for {each['steps']:,} steps, decay in the last "
+        f"{each['decay']:.0%}, positions spread in the last {1 - each.get('reach_from', 0):.0%}"
+        for each in sittings
+    )
 
 
-def _able(report: Report) -> Iterator[str]:
+def _able(measured: Measured) -> Iterator[str]:
+    report = measured.report
     yield f"""
 ## What it can do
 
@@ -123,7 +139,39 @@ Wilson 95 % intervals.
     for name, share in {"**overall**": report.overall, **report.families, **kinds}.items():
         if share.n == 0:
             continue
-        yield f"| {name} | {share.accuracy:.1%} | {share.n} | {share.low:.1%} – {share.high:.1%} |"
+        yield _row(name, share)
+    if measured.chains is not None:
+        yield f"""
+`k2lab eval microworld --families queue --queue-length {measured.calls} --n \
+{measured.chains.overall.n} --seed {measured.chains.seed}`: queues of {measured.calls} numbers, each
+taken by a call of its own, in one conversation.
+
+| | right | n | 95 % interval |
+|---|---:|---:|---|
+{_row(f"the right total after {measured.calls} calls", measured.chains.overall)}"""
+    if measured.experts is not None:
+        yield from _experts(measured.experts)
+
+
+def _row(name: str, share: Share) -> str:
+    return f"| {name} | {share.accuracy:.1%} | {share.n} | {share.low:.1%} – {share.high:.1%} |"
+
+
+def _experts(found: ExpertReport) -> Iterator[str]:
+    yield f"""
+## What its experts do
+
+`k2lab eval experts --n {found.tasks} --seed {found.seed}`: {found.tokens:,} tokens of
+{found.tasks} tasks; {found.pairs} pairs of layer and expert. A pair differs between two phases by a
+permutation test over tasks, at 5 % for all pairs together.
+
+| | |
+|---|---:|
+| experts with less than a tenth of the even load | {found.dead} |
+| busiest expert / mean load, worst layer | {found.max_over_mean:.2f} |
+| pairs that differ in one of the comparisons below | {found.differing_in_any:.1%} |"""
+    for name, phase in found.phases.items():
+        yield f"| {name}, {phase.tasks} tasks | {phase.share:.1%} |"
 
 
 def _files(folder: Path) -> Iterator[str]:

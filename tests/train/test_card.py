@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from k2lab.evals.experts import ExpertReport, PhaseUse
 from k2lab.evals.microworld import Report
 from k2lab.evals.stats import share
 from k2lab.model.export import SUMS, write_checkpoint
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
-from k2lab.train.card import CARD, PICTURE, write_card
+from k2lab.train.card import CARD, PICTURE, Measured, write_card
 from k2lab.train.sft import Plan, Training
 
 REPORT = Report(
@@ -22,6 +23,19 @@ REPORT = Report(
     tokens=400,
     recovered=share(2, 4),
     injected=share(0, 0),
+)
+
+EXPERTS = ExpertReport(
+    seed=7,
+    tasks=12,
+    right=share(9, 12),
+    tokens=4321,
+    pairs=128,
+    dead=1,
+    max_over_mean=2.5,
+    layers={},
+    phases={"thinking − call": PhaseUse(12, 64, 0.5, 1.2)},
+    differing_in_any=0.625,
 )
 
 
@@ -46,7 +60,7 @@ def written(
     folder = tmp_path / "out"
     folder.mkdir()
     write_checkpoint(folder, config, training.store.export())
-    write_card(training, REPORT, folder)
+    write_card(training, Measured(REPORT, REPORT, 300, EXPERTS), folder)
     return training, folder
 
 
@@ -55,6 +69,9 @@ def test_the_card_says_what_was_measured(written: tuple[Training, Path]) -> None
     text = (folder / CARD).read_text()
     assert "| **overall** | 75.0% | 12 |" in text
     assert "| sum | 50.0% | 6 |" in text
+    assert "| the right total after 300 calls | 75.0% | 12 |" in text
+    assert "| thinking − call, 12 tasks | 50.0% |" in text
+    assert "comparisons below | 62.5% |" in text
     assert "A note for the reader." in text
     assert f"{training.history[-1].tokens:,} tokens" in text
     assert (folder / PICTURE).read_text().startswith("<?xml")
