@@ -39,7 +39,7 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 SHARE = 0.3  # of the entries whose first attempt is struck
 CONTEXT = 200_000  # tokens: the storm is about the loop, not about a model's memory
 PARALLEL = 3  # entries of a parallel step, the last of every ten
-LATE = 0.03  # seconds that the reading tool may take
+LATE = 0.25  # seconds that the reading tool may take
 
 _KEPT = re.compile(r"## Return of [^\n]*\nkept (\d+)")
 _ASKED = re.compile(r'\{"n": (\d+)\}?')
