@@ -32,6 +32,7 @@ from k2lab.spec.costs import bytes_on_disk, parameters
 from k2lab.spec.keys import tensors
 from k2lab.tensors.shards import TORCH_NAMES, Shards, check
 from k2lab.weights.budget import READERS, Offload, compute_dtype, needs
+from k2lab.weights.dense import dense_specs
 from k2lab.weights.forms import Ask, build, choose, slot_bytes
 from k2lab.weights.forms import Room as Slots
 from k2lab.weights.links import Direct, Past
@@ -105,7 +106,7 @@ def measured(
     if disk is None:
         disk = NVME_RATE if folder is None else disk_rate(sorted(folder.glob("*.safetensors")))
     whole = _small(config)
-    if config.moe_layers and bytes_on_disk(whole) <= IN_PLACE_LIMIT:
+    if config.moe_layers and whole.hidden_size == config.hidden_size:
         calls, wait, link = _in_place(whole)
         experts = math.inf  # what they take is in the calls
     else:
@@ -124,6 +125,7 @@ def measured(
         layer_seconds=calls,
         miss_seconds=wait,
         tensor_seconds=0.0 if folder is None else _tensor(config, folder),
+        widen_rate=math.inf if slabs is None else _widen(config, slabs),
     )
 
 
@@ -264,6 +266,14 @@ def _ones(config: K2Config) -> Callable[[str], torch.Tensor]:
         return torch.ones(spec.shape, dtype=getattr(torch, TORCH_NAMES[spec.dtype]))
 
     return read
+
+
+def _widen(config: K2Config, slabs: Slabs) -> float:
+    """Bytes per second of making a dense tensor of what the page cache holds."""
+    dtype = compute_dtype(config, torch.device("cpu"))
+    fitting = [spec for spec in dense_specs(config) if spec.nbytes <= DENSE_SAMPLE]
+    spec = max(fitting, key=lambda each: each.nbytes)
+    return spec.nbytes / _typical(lambda: slabs.read(spec.key).to(dtype))
 
 
 def _tensor(config: K2Config, folder: Path) -> float:

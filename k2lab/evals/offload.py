@@ -32,7 +32,7 @@ from k2lab.weights.slab import Slabs
 from k2lab.weights.tiered import DISK, Tiered
 
 WARM_UP = 2  # tokens before the clock runs
-MOST_SLOTS = 128  # of the sweep, per layer
+MOST_SLOTS = 64  # of the sweep, per layer
 EVICTED = "posix_fadvise(POSIX_FADV_DONTNEED) on the checkpoint's files before every token"
 
 
@@ -153,7 +153,7 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
 
 def _between(first: Machine, second: Machine) -> Machine:
     """Rates half-way between two measurements of one machine."""
-    rates = ("memory_rate", "expert_rate", "link_rate", "disk_rate")
+    rates = ("memory_rate", "expert_rate", "link_rate", "disk_rate", "widen_rate")
     times = ("miss_seconds", "layer_seconds", "tensor_seconds")
     changes = {name: _rate(getattr(first, name), getattr(second, name)) for name in rates}
     changes |= {name: (getattr(first, name) + getattr(second, name)) / 2 for name in times}

@@ -56,6 +56,7 @@ class Machine:
     miss_seconds: float = 0.0  # more in a layer that misses anything, however little
     layer_seconds: float = 0.0  # of one layer's calls, however small its arithmetic
     tensor_seconds: float = 0.0  # of opening one tensor of a checkpoint
+    widen_rate: float = math.inf  # from bytes that were read to tensors of the compute dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,7 @@ def _whole(config: K2Config, machine: Machine, wish: Wish) -> Plan | None:
         if room.weights > limit or fixed + wish.context * room.per_token > machine.device_bytes:
             continue
         seconds = _seconds(config, machine, wish, _Misses(0, 0, 1.0), room.slot)
-        disk, tensors = bytes_on_disk(config), _count(config)
+        disk = bytes_on_disk(config)
         return Plan(
             placement="resident" if devices == 1 else "sharded",
             devices=devices,
@@ -164,7 +165,7 @@ def _whole(config: K2Config, machine: Machine, wish: Wish) -> Plan | None:
             disk_bytes=disk,
             hit_rate=1.0,
             bytes_per_token={LINK: 0.0, DISK: 0.0},
-            load_seconds=disk / machine.disk_rate + tensors * machine.tensor_seconds,
+            load_seconds=_load_seconds(config, machine, disk),
             tok_s=1 / seconds.total,
             binding=seconds.binding,
             seconds_per_token=seconds._asdict(),
@@ -204,7 +205,7 @@ def _tiered(config: K2Config, machine: Machine, wish: Wish) -> Plan:
     miss = _misses(config, wish, (slots, host, frames))
     seconds = _seconds(config, machine, wish, miss, need.slot)
     plain = bytes_on_disk(config) - layers * experts * slab  # `weight_shape` among it: not read
-    read = _count(config) * machine.tensor_seconds + plain / machine.disk_rate
+    read = _load_seconds(config, machine, plain)
     return Plan(
         placement="tiered",
         devices=1,
@@ -305,6 +306,12 @@ def _seconds(config: K2Config, machine: Machine, wish: Wish, miss: _Misses, slot
 
 def _dtype(config: K2Config, machine: Machine) -> torch.dtype:
     return compute_dtype(config, torch.device("cuda" if machine.gpus else "cpu"))
+
+
+def _load_seconds(config: K2Config, machine: Machine, read: int) -> float:
+    """Every tensor's header is looked at, `read` bytes of them are brought."""
+    bring = read / machine.disk_rate + read / machine.widen_rate
+    return _count(config) * machine.tensor_seconds + bring
 
 
 @cache

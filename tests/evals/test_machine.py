@@ -1,5 +1,6 @@
 """What a machine is: data sheets by name, and rates that are measured and sane."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,17 @@ def test_a_small_model_is_measured_with_its_own_store(small_checkpoint: Path) ->
     assert 1e-6 < found.layer_seconds < 1
     assert found.miss_seconds >= 0
     assert found.disk_rate > 1e5
+    assert found.expert_rate == math.inf  # in the seconds of a layer
+    assert 1e5 < found.widen_rate < 1e13
 
 
 def test_large_experts_are_measured_in_the_form_of_their_slots(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "IN_PLACE_LIMIT", 0)
+    monkeypatch.setattr(machine, "IN_PLACE_LIMIT", 2**17)  # below any size, above none
     found = measured(K2_NANO, None, disk=5e8, memory=10**10)
     assert (found.disk_rate, found.host_bytes, found.device_bytes) == (5e8, 10**10, 10**10)
     assert 1e6 < found.expert_rate < 1e13
     assert 1e5 < found.link_rate < 1e12
+    assert found.miss_seconds == 0
     assert found.name == f"CPU, {torch.get_num_threads()} threads"

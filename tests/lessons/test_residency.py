@@ -25,7 +25,7 @@ def run(small_checkpoint: Path) -> LabRun:
 
 
 def test_sums_over_tokens_are_the_sums_of_the_moves(run: LabRun) -> None:
-    trace, moved = run.trace, run.trace.moved
+    moved = run.trace.moved
     assert misses(moved).shape == (2, sum(each.tokens for each in moved))
     assert misses(moved).sum() == pytest.approx(sum(each.misses.sum() for each in moved))
     brought = sum(sum(each.bytes_moved.values()) for each in moved)
