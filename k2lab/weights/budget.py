@@ -6,6 +6,7 @@ smallest number that does.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,9 +62,7 @@ class Needs(NamedTuple):
 
 def needs(config: K2Config, layout: Layout, offload: Offload) -> Needs:
     """What the model takes on the device with these options."""
-    dense = sum(
-        math.prod(spec.shape) * width(spec, offload.dtype).itemsize for spec in dense_specs(config)
-    )
+    dense = _dense_bytes(config, offload.dtype)
     slot = slot_bytes(offload.form_of(config), config, layout, offload.dtype)
     staging = offload.readers * layout.nbytes if offload.device.type == "cpu" else 0
     layers, every = len(config.moe_layers), config.n_routed_experts
@@ -72,6 +71,11 @@ def needs(config: K2Config, layout: Layout, offload: Offload) -> Needs:
         least = layers * min(config.num_experts_per_tok, every)
     fixed = dense + staging
     return Needs(dense, slot, staging, fixed + least * slot, fixed + layers * every * slot)
+
+
+@cache
+def _dense_bytes(config: K2Config, dtype: torch.dtype) -> int:
+    return sum(math.prod(spec.shape) * width(spec, dtype).itemsize for spec in dense_specs(config))
 
 
 def divide(config: K2Config, needs: Needs, offload: Offload) -> Room:

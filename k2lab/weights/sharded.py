@@ -8,6 +8,7 @@ What it is not: tensor parallelism; one device computes at a time.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -105,7 +106,8 @@ def shares(config: K2Config, devices: int) -> tuple[int, ...]:
     return (runs[0] + whole, *runs[1:])
 
 
-def _costs(config: K2Config) -> tuple[list[int], int]:
+@cache
+def _costs(config: K2Config) -> tuple[tuple[int, ...], int]:
     """Bytes of each layer, and of what lies outside layers."""
     # Two sizes of layers only: those with experts, and the dense ones before them.
     sizes: dict[bool, int] = {}
@@ -115,7 +117,7 @@ def _costs(config: K2Config) -> tuple[list[int], int]:
         if moe not in sizes:
             sizes[moe] = sum(spec.nbytes for spec in layer_tensors(config, layer))
         costs.append(sizes[moe])
-    return costs, bytes_on_disk(config) - sum(costs)
+    return tuple(costs), bytes_on_disk(config) - sum(costs)
 
 
 def _fill(costs: Sequence[int], first: int, share: int, devices: int) -> tuple[range, ...] | None:
