@@ -118,8 +118,13 @@ def cut(
     if vocabulary is not None:
         _at_most("tokens", vocabulary, 2 * RESERVED, config.vocab_size)
         first = vocabulary - RESERVED
-        special = {"bos_token_id": first, "eos_token_id": first + 2, "pad_token_id": vocabulary - 1}
-        found = replace(found, vocab_size=vocabulary, **special)
+        found = replace(
+            found,
+            vocab_size=vocabulary,
+            bos_token_id=first,
+            eos_token_id=first + 2,
+            pad_token_id=vocabulary - 1,
+        )
     return found
 
 
