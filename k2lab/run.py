@@ -306,7 +306,9 @@ class LabRun(Run):
         assert parent.cache is not None
         cache = parent.cache.fork()
         # Logits are not remembered: with nothing given, the last token is read once more for them.
-        cache.truncate(len(trace) if given else len(trace) - 1)
+        # Routes that a stop cut off are read again too.
+        known = trace.routed or len(trace)
+        cache.truncate(min(known, len(trace) if given else len(trace) - 1))
         turn = tuple(trace.ids[self.turns[-1] :].tolist())
         prompt = joined(again(trace, cache.length), given_in(turn, given, self.lab.tokenizer))
         times = trace.seconds[~np.isnan(trace.seconds)]

@@ -29,6 +29,7 @@ from k2lab.tensors.rope import softmax_scale
 
 BUDGET = 512 * 2**20  # bytes of captured values beyond routes
 FEWEST = 256  # tokens that a budget must hold
+HELD_SECONDS = 0.02  # routes may wait so long: no eye sees it, and a slow model never waits
 TRIALS = 50  # calls of a tap, to know what one costs
 BLOCKS = 8  # the oldest tokens go in blocks of this part of the budget
 
@@ -188,6 +189,7 @@ class Capture:
         self._room = self._check_budget(config) if self._seen else 0
         self._dropped = 0
         self._tap_seconds = self._time_of_taps(config)
+        self._waiting, self._first, self._told = 0, 0, 0.0  # forwards whose routes wait
 
     @property
     def tap(self) -> Tap:
@@ -196,7 +198,17 @@ class Capture:
         return chain(*taps, self._see) if self._seen else chain(*taps)
 
     def take(self, start: int) -> Iterator[Routed | Captured | Dropped]:
-        """What was seen since the last call, for tokens from index `start`."""
+        """What was seen since the last call, for tokens from index `start`.
+
+        Routes alone may come a little later, of several tokens at once: see `rest`.
+        """
+        if self._routes and not self._seen:
+            if not self._waiting:
+                self._first = start
+            self._waiting += 1
+            if self._routes.tokens != 1 or time.perf_counter() - self._told > HELD_SECONDS:
+                yield from self.rest()
+            return
         began = time.perf_counter()
         routed = self._routes.take(start) if self._routes else None
         if routed is not None:
@@ -218,6 +230,18 @@ class Capture:
         if first > self._dropped:
             self._dropped = first
             yield Dropped(first, self._level.budget)
+
+    def rest(self) -> Iterator[Routed]:
+        """The routes that wait: of several tokens at once they cost a fraction."""
+        if not self._routes or not self._waiting:
+            return
+        began = time.perf_counter()
+        routed = self._routes.take(self._first, self._waiting)
+        taps, self._waiting = self._waiting * self._tap_seconds, 0
+        self._told = time.perf_counter()
+        if routed is not None:
+            seconds = self._told - began + taps
+            yield Routed(routed.start, routed.experts, routed.weights, routed.margin, seconds)
 
     def _time_of_taps(self, config: K2Config) -> float:
         """Seconds that a forward's calls of the tap take: measured here, not in each forward."""

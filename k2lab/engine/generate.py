@@ -111,12 +111,17 @@ def generate(
             text += stream.flush()  # half a character at the very end
         index, kind = cache.length, kinds.feed(chosen)
         yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
-        logits, captured = read([chosen], [kind])
+        try:
+            logits, captured = read([chosen], [kind])
+        except Exception:  # stopped within a layer, or failed: what is known is told
+            yield from capture.rest() if capture else ()
+            raise
         yield from captured
         if moves:
             yield from moved(model.store, index, 1)
         if chosen in settings.stop_ids:
-            return
+            break
+    yield from capture.rest() if capture else ()
 
 
 def describe(

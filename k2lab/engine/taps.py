@@ -70,7 +70,7 @@ class RouteCapture:
 
     def __init__(self, config: K2Config) -> None:
         self._scale = torch.tensor(255 / config.routed_scaling_factor)
-        self._slots = config.num_experts_per_tok
+        self._layers, self._slots = len(config.moe_layers), config.num_experts_per_tok
         self._all_chosen = config.n_routed_experts == self._slots
         self._experts: list[Tensor] = []
         self._weights: list[Tensor] = []
@@ -91,15 +91,28 @@ class RouteCapture:
 
         self.tap: Tap = tap  # watches the routers' sites
 
-    def take(self, start: int) -> Routed | None:
-        """What was seen since the last call, for tokens from index `start`; None without MoE."""
+    @property
+    def tokens(self) -> int:
+        """Tokens of the last forward that was seen."""
+        return self._experts[-1].shape[1] if self._experts else 0
+
+    def take(self, start: int, forwards: int = 1) -> Routed | None:
+        """What was seen since the last call, for tokens from index `start`; None without MoE.
+
+        They went through the network in one forward, or one by one in so many.
+        """
         if not self._experts:
             return None
+        for seen in (self._experts, self._weights, self._choices):
+            del seen[forwards * self._layers :]  # of a forward that was halted
         experts = _stacked(self._experts).astype(np.uint16)
         share = (torch.cat(self._weights) * self._scale).cpu().numpy()
         weights = np.rint(np.minimum(share, 255)).astype(np.uint8)
         margin = self._margins(experts)
         self.clear()
+        if forwards > 1:  # each is [forward · layer, 1, …]
+            kept, row = (forwards, self._layers), (forwards, self._layers, self._slots)
+            return Routed(start, experts.reshape(row), weights.reshape(row), margin.reshape(kept))
         swapped = experts.swapaxes(0, 1), weights.swapaxes(0, 1), margin.swapaxes(0, 1)
         return Routed(start, *swapped)  # by token first
 

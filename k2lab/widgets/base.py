@@ -92,7 +92,7 @@ class Freezable:
         if self.growing:
             words = f"{html.escape(self.summary())}: going on when this was shown."
             note = "Run the cell again, or show <code>.freeze()</code> of it, for a picture."
-            bundle = {"text/plain": self.summary(), "text/html": f"<p>{words} {note}</p>"}
+            bundle: Bundle = {"text/plain": self.summary(), "text/html": f"<p>{words} {note}</p>"}
         else:
             bundle = static_bundle(self.summary(), self.pictures())
         if not wants_static():

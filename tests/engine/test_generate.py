@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from k2lab.engine import capture as capture_module
 from k2lab.engine import generate as module
 from k2lab.engine.capture import OFF
 from k2lab.engine.events import Event, PromptRead, Routed, TokenChosen
@@ -70,7 +71,10 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward(
         ids.append(event.id)
 
 
-def test_events_come_in_order_and_count_every_token(model: K2, tiny_tokenizer: Tokenizer) -> None:
+def test_events_come_in_order_and_count_every_token(
+    model: K2, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "HELD_SECONDS", -1.0)  # as on a slow model
     events = events_of(model, tiny_tokenizer)
     kinds = [type(event) for event in events]
     assert kinds == [PromptRead, Routed, *(TokenChosen, Routed) * 12]
@@ -86,9 +90,25 @@ def test_routing_covers_every_token_once(model: K2, tiny_tokenizer: Tokenizer) -
     parts = [event for event in events if isinstance(event, Routed)]
     starts = [part.start for part in parts]
     lengths = [len(part.experts) for part in parts]
-    assert starts == [0, *range(7, 19)]
-    assert sum(lengths) == 7 + 12
+    assert starts[:2] == [0, 7] and sum(lengths) == 7 + 12
     assert starts == [0, *np.cumsum(lengths)[:-1]]
+
+
+def test_routes_of_several_tokens_at_once_are_those_of_each(
+    model: K2, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for held in (-1.0, 1e9):
+        monkeypatch.setattr(capture_module, "HELD_SECONDS", held)
+        parts = [each for each in events_of(model, tiny_tokenizer) if isinstance(each, Routed)]
+        found.append((len(parts), parts))
+    (each, apart), (few, together) = found
+    assert (each, few) == (13, 2)
+    for name in ("experts", "weights", "margin"):
+        arrays = [
+            np.concatenate([getattr(part, name) for part in parts]) for parts in (apart, together)
+        ]
+        assert np.array_equal(*arrays), name
 
 
 def test_routing_is_not_told_where_nobody_asked(model: K2, tiny_tokenizer: Tokenizer) -> None:
