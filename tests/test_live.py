@@ -1,5 +1,6 @@
 """What a page can ask a live run for, and what it gets."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -187,3 +188,11 @@ def test_a_page_s_message_ends_as_an_outcome(run):
         store.status["can"] == ["branch", "treat", "save", "export", "approve"]
         and "lab" in store.code
     )
+
+
+def test_a_notebook_with_all_six_widgets_stays_small(run):
+    other = run.branch(run.turns[0] + 1, text="It").wait()
+    views = [run.thoughts(), run.experts(), run.routes(), run.attention(), run.timeline()]
+    outputs = [view._repr_mimebundle_() for view in (*views, run.branches(other))]
+    assert all("image/png" in each for each in outputs)
+    assert len(json.dumps(outputs)) < 500_000
