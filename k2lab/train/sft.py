@@ -28,6 +28,7 @@ from k2lab.train.muonclip import Muon, qk_clip
 from k2lab.train.store import Trainable
 
 LOG = 20  # steps between two progress reports
+TURNS = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>")  # tokens that begin a turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class Training:
         self.adam = torch.optim.AdamW(
             rest, lr=plan.adam_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
         )
+        self._starts = torch.tensor([tokenizer.special(name) for name in TURNS])
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -195,7 +197,7 @@ class Training:
         gaps = random.Random(f"{plan.seed} {self.step}")
         reach = plan.reach if self.step >= plan.reach_from * plan.steps else 0
         learned = self._learn_all(
-            parts, [spread(part.ids.shape[1] - 1, reach, gaps) for part in parts]
+            parts, [spread(part.ids[:, :-1], self._starts, reach, gaps) for part in parts]
         )
         for parameter, *gradients in zip(
             self.store.parameters.values(), *(each.gradients for each in learned), strict=True
@@ -239,7 +241,7 @@ class Training:
         inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]
         step = self.model.step(inputs.shape[1], cache=None, tap=learned.tap)
         if places is not None:
-            table = self.model.rotary(0, int(places[-1]) + 1, self.model.device)
+            table = self.model.rotary(0, int(places.max()) + 1, self.model.device)
             step = replace(step, rotation=table[places])
         logits = self.model.logits(self.model.hidden(inputs, step)[mask], step)
         loss = F.cross_entropy(logits, targets[mask], reduction="sum") / said
@@ -279,18 +281,24 @@ class Learned:
         return value
 
 
-def spread(tokens: int, reach: int, gaps: random.Random) -> Tensor | None:
-    """A position for each token, with up to two gaps; None where they stand in one piece.
+def spread(ids: Tensor, starts: Tensor, reach: int, gaps: random.Random) -> Tensor | None:
+    """Positions [row, token] with up to two gaps in each row of `ids`; None: all in one piece.
 
-    Gaps let a short conversation show the distances of a long one (PoSE, arXiv 2309.10400). Their
-    size is drawn evenly on a logarithmic scale, so that near distances stay the most frequent.
+    A gap lies before a turn, where `ids` holds one of `starts`: what stands within a turn stays
+    together, as in a long conversation. So a short one shows the distances of a long one (after
+    PoSE, arXiv 2309.10400). Sizes are drawn evenly on a logarithmic scale, so that near distances
+    stay the most frequent.
     """
-    places = torch.arange(tokens)
-    count = gaps.choice((0, 0, 1, 2)) if reach > tokens else 0
-    for _ in range(count):
-        room = max(1, reach - 1 - int(places[-1]))
-        places[gaps.randrange(tokens) :] += int(math.exp(gaps.uniform(0, math.log(room))))
-    return places if count else None
+    tokens = ids.shape[1]
+    if reach <= tokens:
+        return None
+    places = torch.arange(tokens).repeat(len(ids), 1)
+    for row, turns in zip(places, torch.isin(ids, starts), strict=True):
+        begins = turns[1:].nonzero().flatten().add(1).tolist()
+        for _ in range(gaps.choice((0, 0, 1, 2)) if begins else 0):
+            room = max(1, reach - 1 - int(row[-1]))
+            row[gaps.choice(begins) :] += int(math.exp(gaps.uniform(0, math.log(room))))
+    return places
 
 
 def _layer(site: str) -> int:

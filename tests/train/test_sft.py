@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -212,16 +211,17 @@ def test_load_counts_tokens_per_expert(config: K2Config, tiny_tokenizer: Tokeniz
     assert learned.largest[0].shape == (4,)
 
 
-def test_spread_positions_keep_their_order_and_their_room() -> None:
-    spread = [sft.spread(50, 4000, random.Random(seed)) for seed in range(200)]
-    gapped = [places.tolist() for places in spread if places is not None]
-    assert 50 < len(gapped) < 150  # about half stand in one piece
-    for places in gapped:
-        assert len(places) == 50
-        assert all(low < high for low, high in pairwise(places))
-        assert places[-1] < 4000
-    assert max(places[-1] for places in gapped) > 2000
-    assert sft.spread(50, 0, random.Random(1)) is None
+def test_spread_positions_keep_turns_together_and_stay_in_reach() -> None:
+    ids = torch.zeros(200, 50, dtype=torch.int64)
+    ids[:, 0], ids[:, 20], ids[:, 33] = 7, 8, 7
+    places = sft.spread(ids, torch.tensor([7, 8]), 4000, random.Random(1))
+    assert places is not None
+    steps = places.diff(dim=1)
+    assert (steps >= 1).all()
+    assert set((steps > 1).any(0).nonzero().flatten().tolist()) == {19, 32}
+    assert 50 < int((steps > 1).any(1).sum()) < 150  # about half stand in one piece
+    assert 2000 < int(places.max()) < 4000
+    assert sft.spread(ids, torch.tensor([7]), 0, random.Random(1)) is None
 
 
 def test_spreading_changes_what_is_learned_and_nothing_when_off(
