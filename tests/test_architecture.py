@@ -35,7 +35,6 @@ LAYERS = {
     "train": 6,
     "evals": 6,
     "widgets": 6,
-    "lessons": 7,
     "branch": 7,
     "recipe": 7,
     "rules": 7,
@@ -44,6 +43,7 @@ LAYERS = {
     "lab": 8,
     "classroom": 8,
     "console": 8,
+    "lessons": 9,  # uses the lab as a notebook does
     "__init__": 9,
     "commands": 10,
     "cli": 11,
