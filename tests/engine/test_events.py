@@ -9,13 +9,18 @@ import pytest
 from k2lab.engine.events import (
     KINDS,
     Answered,
+    ApprovalAsked,
+    ApprovalGiven,
     Captured,
     Dropped,
     Event,
     ExpertsMoved,
     Misread,
+    Nudged,
     PromptRead,
     Reason,
+    Repeated,
+    Retried,
     Routed,
     Stopped,
     TokenChosen,
@@ -33,12 +38,17 @@ EXAMPLES: tuple[Event, ...] = (
     ToolAsked("0.0", "functions.f:0", "f", "{}", 1),
     ToolAnswered("0.0", "f", "x", True, 0.0),
     Misread("truncated", "functions.f:0"),
+    Nudged("thinking only", "x"),
+    Retried("0.0", 2, "timeout"),
+    Repeated(3, "warned"),
+    ApprovalAsked("0.0", "f", "{}", "d", "x"),
+    ApprovalGiven("0.0", "d", True, "x"),
     Answered("x", ""),
     Stopped("answer", "", 1, 0.5),
 )
 
 
-def name(event: Event) -> str:
+def name(event: Event) -> str:  # noqa: C901 - one case for each event
     """A fold over the union, complete by the type checker's word."""
     match event:
         case PromptRead():
@@ -59,6 +69,16 @@ def name(event: Event) -> str:
             return "result"
         case Misread():
             return "misread"
+        case Nudged():
+            return "nudged"
+        case Retried():
+            return "retried"
+        case Repeated():
+            return "repeated"
+        case ApprovalAsked():
+            return "approval asked"
+        case ApprovalGiven():
+            return "approval given"
         case Answered():
             return "answer"
         case Stopped():
@@ -85,4 +105,4 @@ def test_codes_of_kinds_stay_as_traces_store_them() -> None:
 
 
 def test_reasons_to_stop() -> None:
-    assert get_args(Reason) == ("answer", "length", "stopped", "budget", "error")
+    assert get_args(Reason) == ("answer", "length", "stopped", "budget", "loop", "error")

@@ -158,7 +158,7 @@ def test_experts_are_int4_in_the_decay(
         seen.append(training.store.quantised)
         return learn(batch, said, places)
 
-    monkeypatch.setattr(training, "_learn", look)
+    monkeypatch.setattr(training, "learn", look)
     training.run(tmp_path, nothing)
     assert seen == [False] * 6 + [True] * 6  # two batches per step, the last three steps
 

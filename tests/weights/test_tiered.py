@@ -254,7 +254,8 @@ def test_the_replay_counts_what_the_store_counted(
         lab = Lab("nano", model, tokenizer, tuple)
         return list(lab.generate(ids, max_tokens=12))
 
-    routes = [each.experts for each in events(nano.resident()) if isinstance(each, Routed)]
+    prompt, *later = [each.experts for each in events(nano.resident()) if isinstance(each, Routed)]
+    routes = [prompt, *(token[None] for each in later for token in each)]  # some at a time
     model = nano.tiered(slots, policies=by_name(policy, routes))
     moved = [each for each in events(model) if isinstance(each, ExpertsMoved)]
     replay = simulate(routes, slots=slots, policy=policy)  # type: ignore[arg-type]
