@@ -84,8 +84,8 @@ def _made(training: Training) -> Iterator[str]:
     plan, last = training.plan, training.history[-1]
     yield f"""## How it was made
 
-`k2lab train --steps {plan.steps} --work DIR --out DIR` on one CPU core; it goes on where it
-stopped.
+`k2lab train --steps {plan.steps} --work DIR --out DIR` on two CPU cores; it goes on where it
+stopped. The plan was changed between sittings, as listed below.
 
 - Data: conversations of the microworld's training split, generated as they are needed, seed
   {plan.seed}; numbers, pairs and phrasings of the evaluation split never occur in it. Loss on the
@@ -95,11 +95,14 @@ stopped.
   warm-up {plan.warmup} steps, then constant, then linear to 2 %; QK-clip at {plan.tau:g}.
 - Balance: selection bias ± {plan.balance_rate} per step.
 - INT4: experts are seen quantised during the decay, and exported with the same rule.
-- Sittings: {_sittings(training.sittings)}.
 - {last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))} of computing,
   {last.tokens / last.seconds:,.0f} tokens/s.
 
 {"".join(f"- {note}{chr(10)}" for note in training.notes)}
+| from step | planned steps | decay in the last | positions spread in the last |
+|---:|---:|---:|---:|
+{_sittings(training.sittings)}
+
 ![Loss, attention logit, expert load and accuracy]({PICTURE})
 
 | step | tokens | loss (nats per token) | max/mean expert load | largest attention logit |
@@ -113,9 +116,9 @@ stopped.
 
 def _sittings(sittings: list[dict[str, Any]]) -> str:
     """Where each sitting began, and what was planned then: the schedule follows it."""
-    return "; ".join(
-        f"from step {each['step']:,} planned for {each['steps']:,} steps, decay in the last "
-        f"{each['decay']:.0%}, positions spread in the last {1 - each.get('reach_from', 0):.0%}"
+    return "\n".join(
+        f"| {each['step']:,} | {each['steps']:,} | {each['decay']:.0%} "
+        f"| {1 - each['reach_from']:.0%} |"
         for each in sittings
     )
 
