@@ -47,11 +47,11 @@ export function actions(store, signal) {
   freeze.title = "Hold what is shown; what comes meanwhile is shown afterwards";
   node.addEventListener("keydown", (event) => { if (event.key === "Escape" && node.open) { node.open = false; node.querySelector("summary")?.focus(); event.stopPropagation(); } }, { signal });
   const write = () => {
-    const can = store.get("status")?.can ?? [], { action, text } = store.outcome ?? {};
+    const can = store.get("status")?.can ?? [], { action, text, error } = store.outcome ?? {};
     for (const [each, name] of [[save, "save"], [page, "export"]]) { each.disabled = !can.includes(name); each.title = each.disabled ? "Needs a running kernel behind this page" : ""; }
     copy.disabled = !store.get("code");
     freeze.setAttribute("aria-pressed", String(store.frozen !== null));
-    said.textContent = action === "save" || action === "export" ? String(text ?? "") : "";
+    said.textContent = action === "save" || action === "export" ? String(text ?? error ?? "") : "";
   };
   store.listen(write, signal);
   write();
