@@ -50,12 +50,24 @@ def test_front_end_selection_is_the_stores():
     assert set(re.findall(r'"(\w+)"', listed[1])) <= set(Store.class_trait_names(sync=True))
 
 
-def test_style_takes_colours_from_the_theme():
-    style = joined_style("thoughts") + joined_style("experts")
+def outermost(style: str) -> list[str]:
+    """The selectors and at-rules that stand in no other."""
+    found, depth, text = list[str](), 0, ""
+    for one in style:
+        if one == "{" and depth == 0:
+            found.append(text.strip())
+        depth += (one == "{") - (one == "}")
+        text = "" if one in "{}" else text + one
+    assert depth == 0
+    return found
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_style_takes_colours_from_the_theme_and_stays_within_the_widget(stem):
+    style = joined_style(stem)
     assert "--jp-layout-color1" in style and "prefers-reduced-motion" in style
-    for rule in re.findall(r"^([^{}@/\n][^{}]*)\{", style, re.MULTILINE):
-        for selector in rule.split(","):
-            assert selector.strip().startswith(".k2lab") or "%" in selector, selector
+    for rule in outermost(style):
+        assert re.fullmatch(r"\.k2lab(\.k2-\w+)?|@keyframes k2-\w+", rule), rule
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
