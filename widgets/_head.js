@@ -1,4 +1,4 @@
-import { button, choice, copyText, el, toggle } from "./_kit.js";
+import { button, choice, copyText, el, lineForm, toggle } from "./_kit.js";
 import { percent } from "./_numbers.js";
 
 /**
@@ -16,8 +16,7 @@ export function statusLine(store, signal) {
   const more = actions(store, signal);
   const notice = el("div", { class: "k2-notice", role: "alert", hidden: true });
   const write = () => {
-    const status = store.get("status") ?? {};
-    const parts = statusParts(status, store.get("about") ?? {}, store.data.n);
+    const { status } = store, parts = statusParts(status, store.get("about") ?? {}, store.data.n);
     if (state.textContent !== parts.state) state.textContent = parts.state;
     state.dataset.state = status.state ?? "";
     facts.textContent = parts.facts;
@@ -30,8 +29,7 @@ export function statusLine(store, signal) {
     notice.replaceChildren(text);
     if (trace) notice.append(el("details", {}, el("summary", { text: "Traceback" }), el("pre", { text: trace })));
   };
-  store.listen(write, signal);
-  write();
+  store.follow(write, signal);
   return el("div", { class: "k2-head" }, el("div", { class: "k2-status" }, state, facts, badge, more), notice);
 }
 
@@ -47,14 +45,13 @@ export function actions(store, signal) {
   freeze.title = "Hold what is shown; what comes meanwhile is shown afterwards";
   node.addEventListener("keydown", (event) => { if (event.key === "Escape" && node.open) { node.open = false; node.querySelector("summary")?.focus(); event.stopPropagation(); } }, { signal });
   const write = () => {
-    const can = store.get("status")?.can ?? [], { action, text, error } = store.outcome ?? {};
-    for (const [each, name] of [[save, "save"], [page, "export"]]) { each.disabled = !can.includes(name); each.title = each.disabled ? "Needs a running kernel behind this page" : ""; }
+    const { action, text, error } = store.outcome ?? {};
+    for (const [each, name] of [[save, "save"], [page, "export"]]) { each.disabled = !store.can(name); each.title = each.disabled ? "Needs a running kernel behind this page" : ""; }
     copy.disabled = !store.get("code");
     freeze.setAttribute("aria-pressed", String(store.frozen !== null));
     said.textContent = action === "save" || action === "export" ? String(text ?? error ?? "") : "";
   };
-  store.listen(write, signal);
-  write();
+  store.follow(write, signal);
   return node;
 }
 
@@ -90,21 +87,20 @@ export function captureWords({ capture, capture_bytes: bytes, capture_share: sha
 export function controls(store, signal) {
   const send = (message) => () => store.send(message);
   const stop = button("Stop", send({ type: "stop" }), signal);
-  const pause = button("Pause", () => store.send({ type: store.get("status")?.state === "paused" ? "resume" : "pause" }), signal);
+  const pause = button("Pause", () => store.send({ type: store.status.state === "paused" ? "resume" : "pause" }), signal);
   const token = button("Step token", send({ type: "step", unit: "token" }), signal);
   const layer = button("Step layer", send({ type: "step", unit: "layer" }), signal);
   const pace = choice("Speed", [["0", "full speed"], ["20", "20/s"], ["5", "5/s"], ["1", "1/s"]], "0", (rate) => store.send({ type: "pace", rate: Number(rate) }), signal);
   const write = () => {
-    const { state, controls: live } = store.get("status") ?? {}, paused = state === "paused";
-    if (!live) pace.querySelector("select").value = "0";
+    const { state, controls: live } = store.status, paused = state === "paused";
+    if (!live) pace.control.value = "0";
     group.hidden = !live; // what has ended cannot be controlled
     pause.textContent = paused ? "Resume" : "Pause";
-    for (const node of [stop, pause, pace.querySelector("select")]) node.disabled = !live;
+    for (const node of [stop, pause, pace.control]) node.disabled = !live;
     for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
   };
   const group = el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer, pace);
-  store.listen(write, signal);
-  write();
+  store.follow(write, signal);
   return group;
 }
 
@@ -127,39 +123,25 @@ export function player(store, signal) {
   const pace = choice("at", [["2", "2/s"], ["10", "10/s"], ["40", "40/s"]], "10", (value) => { speed = Number(value); if (timer) begin(); }, signal);
   const node = el("div", { class: "k2-group", role: "group", "aria-label": "Playback" }, play, pace);
   function write() {
-    const state = store.get("status")?.state;
-    node.hidden = !store.data.n || state === "running" || state === "paused";
+    node.hidden = !store.data.n || store.busy;
     play.textContent = timer ? "Hold" : "Play";
   }
   signal.addEventListener("abort", () => clearInterval(timer));
-  store.listen(write, signal);
-  write();
+  store.follow(write, signal);
   return node;
 }
 
 /** A box in which a person asks the model. @param {any} store @param {AbortSignal} signal */
 export function askBox(store, signal) {
-  const input = el("input", { class: "k2-input", type: "text", "aria-label": "Question to the model", autocomplete: "off" });
-  const ask = el("button", { type: "submit", class: "k2-button k2-primary", text: "Ask" });
-  const form = el("form", { class: "k2-ask" }, input, ask);
-  const submit = (event) => {
-    event.preventDefault();
-    if (!input.value.trim() || ask.disabled) return;
+  const { node, input } = lineForm({ style: "k2-ask", label: "Question to the model", word: "Ask" }, () => {
+    if (!input.value.trim() || store.busy) return;
     store.send({ type: "ask", text: input.value });
     input.value = "";
-  };
-  form.addEventListener("submit", submit, { signal });
-  input.addEventListener("keydown", (event) => { // all keys are text here; JupyterLab takes Enter
-    event.stopPropagation();
-    if (event.key === "Enter" && !event.isComposing) submit(event);
-  }, { signal });
-  const write = () => {
-    const { asks, state } = store.get("status") ?? {}, busy = state === "running" || state === "paused";
-    form.hidden = !asks;
-    ask.disabled = busy;
-    input.placeholder = busy ? "The model is at work …" : "Ask the model something";
-  };
-  store.listen(write, signal);
-  write();
-  return form;
+  }, signal);
+  store.follow(() => {
+    node.hidden = !store.status.asks;
+    node.querySelector("button").disabled = store.busy;
+    input.placeholder = store.busy ? "The model is at work …" : "Ask the model something";
+  }, signal);
+  return node;
 }

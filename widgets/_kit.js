@@ -42,9 +42,47 @@ export function button(label, act, signal, attributes = {}) {
  */
 export function choice(label, options, chosen, act, signal) {
   const select = el("select", { class: "k2-select", "aria-label": label });
-  for (const [value, text] of options) select.append(el("option", { value, text, selected: value === chosen }));
+  offer(select, options, chosen);
   select.addEventListener("change", () => act(select.value), { signal });
-  return el("label", { class: "k2-choice" }, el("span", { text: label }), select);
+  return el("label", { class: "k2-choice" }, el("span", { text: label }), select); // its `control` is the select
+}
+
+/** Gives a choice these options. @param {HTMLSelectElement} select @param {[string, string][]} options @param {string} chosen */
+export function offer(select, options, chosen) {
+  select.replaceChildren(...options.map(([value, text]) => el("option", { value, text, selected: value === chosen })));
+}
+
+/**
+ * A choice that is a trait of the view's model; `act` is called when it changes, here or in Python.
+ * @param {{model: any, signal: AbortSignal}} view @param {string} trait
+ * @param {string} label @param {[string, string][]} options @param {() => void} act
+ */
+export function traitChoice({ model, signal }, trait, label, options, act) {
+  const node = choice(label, options, model.get(trait), (value) => { model.set(trait, value); model.save_changes(); }, signal);
+  onTrait(model, trait, () => { node.control.value = model.get(trait); act(); }, signal);
+  return node;
+}
+
+/** Calls `act` when a trait changes, until the signal. @param {any} model @param {string} trait @param {() => void} act @param {AbortSignal} signal */
+export function onTrait(model, trait, act, signal) {
+  model.on(`change:${trait}`, act);
+  signal.addEventListener("abort", () => model.off?.(`change:${trait}`, act));
+}
+
+/**
+ * A line in which a person writes, and a button; `act` gets the input when it is to be sent.
+ * @param {{style: string, label: string, hint?: string, word: string}} words @param {(input: HTMLInputElement) => void} act @param {AbortSignal} signal
+ */
+export function lineForm({ style, label, hint, word }, act, signal) {
+  const input = el("input", { class: "k2-input", type: "text", "aria-label": label, placeholder: hint, autocomplete: "off" });
+  const node = el("form", { class: style }, input, el("button", { type: "submit", class: "k2-button", text: word }));
+  const submit = (event) => { event.preventDefault(); act(input); };
+  node.addEventListener("submit", submit, { signal });
+  input.addEventListener("keydown", (event) => { // all keys are text here; JupyterLab takes Enter
+    event.stopPropagation();
+    if (event.key === "Enter" && !event.isComposing) submit(event);
+  }, { signal });
+  return { node, input };
 }
 
 /**
@@ -84,6 +122,13 @@ export function painter(draw, signal, fail) {
       try { draw(now); } catch (error) { fail(error); }
     });
   };
+}
+
+/** Calls `act` when an element changes its size, until the signal. @param {Element} node @param {() => void} act @param {AbortSignal} signal */
+export function onSize(node, act, signal) {
+  const observer = new ResizeObserver(act);
+  observer.observe(node);
+  signal.addEventListener("abort", () => observer.disconnect());
 }
 
 /**

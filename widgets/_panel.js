@@ -1,4 +1,4 @@
-import { button, el, onKeys, painter, table, toggle } from "./_kit.js";
+import { button, el, onKeys, onSize, painter, table, toggle } from "./_kit.js";
 import { onTheme } from "./_colour.js";
 import { canvasPen, download, inkOf, pictureFile } from "./_pen.js";
 import { statusLine } from "./_head.js";
@@ -33,13 +33,11 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
   const grid = el("div", { class: "k2-grid", role: "grid", tabindex: 0, "aria-label": parts.label }, el("div", { role: "row", class: "k2-hidden" }, spot), canvas);
   const empty = el("p", { class: "k2-empty", hidden: true });
   const readout = el("p", { class: "k2-readout" }), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
-  const pane = el("div", { class: "k2-table-pane", hidden: true, tabindex: 0, role: "region", "aria-label": `${parts.name} as a table` });
-  const foot = el("div", { class: "k2-foot" }, readout);
-  const files = ["png", "svg"].map((kind) => button(kind.toUpperCase(), () => file(/** @type {any} */ (kind)), signal, { title: `Save this picture as ${kind.toUpperCase()}` }));
+  const pane = tablePane(parts.name), foot = el("div", { class: "k2-foot" }, readout);
+  const { group, files } = takeAway((on) => { asTable = on; rows = ""; paint(); }, file, signal);
   const slim = compact && parts.slim; // the words stand in the toolbar's line
   if (slim) readout.classList.add("k2-slim");
-  const tools = el("div", { class: "k2-tools" }, ...parts.tools, slim ? readout : el("span", { class: "k2-gap" }),
-    el("div", { class: "k2-group" }, toggle("Table", (on) => { asTable = on; rows = ""; paint(); }, signal), ...files));
+  const tools = el("div", { class: "k2-tools" }, ...parts.tools, slim ? readout : el("span", { class: "k2-gap" }), group);
   if (!compact) root.append(statusLine(store, signal));
   root.append(tools, empty, grid, pane, foot, live);
 
@@ -100,9 +98,7 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
 
   store.listen(paint, signal);
   onTheme(paint, signal);
-  const observer = new ResizeObserver(paint);
-  observer.observe(root);
-  signal.addEventListener("abort", () => observer.disconnect());
+  onSize(root, paint, signal);
   paint();
 
   return {
@@ -118,6 +114,20 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
 }
 
 let cells = 0;
+
+/** Where a widget's table stands. @param {string} name of the widget */
+export function tablePane(name) {
+  return el("div", { class: "k2-table-pane", hidden: true, tabindex: 0, role: "region", "aria-label": `${name} as a table` });
+}
+
+/**
+ * What is shown in other forms: as a table, as a file.
+ * @param {(on: boolean) => void} turn @param {(kind: "png"|"svg") => void} file @param {AbortSignal} signal
+ */
+export function takeAway(turn, file, signal) {
+  const files = ["png", "svg"].map((kind) => button(kind.toUpperCase(), () => file(/** @type {any} */ (kind)), signal, { title: `Save this picture as ${kind.toUpperCase()}` }));
+  return { files, group: el("div", { class: "k2-group" }, toggle("Table", turn, signal), ...files) };
+}
 
 /** Moves within a row of marks: what a key does to a position, or null. @param {string} key */
 export function stepOf(key, at, last, wide = 10) {

@@ -1,5 +1,5 @@
 import { clamp, decimal, KINDS, NAMES, percent } from "./_numbers.js";
-import { button, el } from "./_kit.js";
+import { button, el, lineForm } from "./_kit.js";
 
 /**
  * Shared by the widgets that show tokens: a token's facts, and the box with its alternatives, from
@@ -49,16 +49,12 @@ export function popover(store, signal) {
     el("td", { class: "k2-bar" }, el("span", { style: `width:${Math.max(1, p * 100)}%;background:${colour}` })),
     el("td", { class: "k2-number", text: percent(p) }));
   function own(i) { // a text of the person's own
-    const input = el("input", { class: "k2-input", type: "text", "aria-label": "Text to go on with", placeholder: "… or write what comes here", autocomplete: "off" });
-    const form = el("form", { class: "k2-own" }, input, el("button", { type: "submit", class: "k2-button", text: "Branch" }));
-    const submit = (event) => { event.preventDefault(); if (input.value) branch({ at: i, text: input.value }); };
-    form.addEventListener("submit", submit, { signal });
-    input.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.key === "Enter" && !event.isComposing) submit(event); if (event.key === "Escape") store.clear(); }, { signal });
-    return form;
+    const { node, input } = lineForm({ style: "k2-own", label: "Text to go on with", hint: "… or write what comes here", word: "Branch" }, () => { if (input.value) branch({ at: i, text: input.value }); }, signal);
+    input.addEventListener("keydown", (event) => { if (event.key === "Escape") store.clear(); }, { signal });
+    return node;
   }
   const show = (data, i, node, frame, colour) => {
-    const top = data.top(i), status = store.get("status") ?? {}, busy = ["running", "paused"].includes(status.state);
-    const live = store.pinned()[0] === i && (status.can ?? []).includes("branch") && !busy && top.length > 0;
+    const top = data.top(i), live = store.pinned()[0] === i && store.can("branch") && !store.busy && top.length > 0;
     const now = `${store.epoch}|${i}|${live}|${colour}|${i < data.m}`;
     if (now !== key) {
       key = now;

@@ -1,5 +1,5 @@
 import { NAMES } from "./_numbers.js";
-import { button, choice, copyText, el, table } from "./_kit.js";
+import { button, choice, copyText, el, offer, table } from "./_kit.js";
 
 /**
  * Shared by the widgets that change a run: the tray of edits, and what can be done with it. An edit
@@ -100,12 +100,12 @@ export function tray(store, signal, whom = expertOf(store)) {
   let scope = "", waiting = false;
   const target = el("span", { class: "k2-target" });
   const add = (deed) => {
-    const fields = scopes(store).find(([name]) => name === (select?.value ?? "all"))?.[2] ?? {};
+    const fields = scopes(store).find(([name]) => name === select.value)?.[2] ?? {};
     store.select({ edits: withEdit(store.get("edits") ?? [], whom.edit(deed, fields)) });
   };
   const deeds = Object.entries(whom.deeds).map(([deed, { label, title }]) => button(label, () => add(/** @type {any} */ (deed)), signal, { title }));
   const where = choice("for", [["all", "all tokens"]], "all", (value) => { scope = value; }, signal);
-  const select = where.querySelector("select");
+  const select = where.control;
   const list = el("ul", { class: "k2-edits", "aria-label": "Edits" });
   const run = button("Run control + treatment", () => {
     waiting = true;
@@ -124,13 +124,13 @@ export function tray(store, signal, whom = expertOf(store)) {
     for (const each of deeds) each.disabled = !words;
     const known = scopes(store), usual = known.some(([name]) => name === store.get("segment")) ? store.get("segment") : "all";
     const now = known.some(([name]) => name === scope) ? scope : usual, key = JSON.stringify([now, known.map(([name, text]) => [name, text])]);
-    if (select && select.dataset.key !== key) {
+    if (select.dataset.key !== key) {
       select.dataset.key = key;
-      select.replaceChildren(...known.map(([value, text]) => el("option", { value, text, selected: value === now })));
+      offer(select, known, now);
     }
-    const can = (store.get("status")?.can ?? []).includes("treat"), busy = ["running", "paused"].includes(store.get("status")?.state);
+    const can = store.can("treat");
     if (waiting && store.outcome?.action === "treat") waiting = false;
-    run.disabled = !edits.length || !can || busy || waiting;
+    run.disabled = !edits.length || !can || store.busy || waiting;
     run.title = can ? "Runs the edits, and random experts of equal load as control; reports the difference" : "Only a live lab can run this; Copy as code gives the cell";
     run.textContent = waiting ? "Running control + treatment …" : "Run control + treatment";
     copy.disabled = empty.disabled = !edits.length;
@@ -145,7 +145,6 @@ export function tray(store, signal, whom = expertOf(store)) {
     list.replaceChildren(...edits.map((edit, place) => el("li", {}, el("span", { text: editWords(edit) }),
       button("×", () => store.select({ edits: (store.get("edits") ?? []).toSpliced(place, 1) }), signal, { class: "k2-button k2-small", "aria-label": `Remove: ${editWords(edit)}` }))));
   }
-  store.listen(write, signal);
-  write();
+  store.follow(write, signal);
   return { node, write };
 }

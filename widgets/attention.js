@@ -1,6 +1,6 @@
 import { clamp, decimal, half, KIND_COLOURS, KINDS, percent } from "./_numbers.js";
 import { ramp } from "./_colour.js";
-import { choice, el, storeView } from "./_kit.js";
+import { choice, offer, storeView } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
 import { pixels } from "./_pen.js";
 import { HEAD_DEEDS, headEdit, tray } from "./_tray.js";
@@ -148,7 +148,7 @@ function fill(view) {
   const { store, root, signal } = view, scratch = document.createElement("canvas");
   root.classList.add("k2-attention");
   let shown = null, held = -1, hovered = -1; // held: the head that was clicked
-  const layers = choice("Layer", [], "", (value) => store.select({ layer: Number(value) }), signal), list = /** @type {HTMLSelectElement} */ (layers.querySelector("select"));
+  const layers = choice("Layer", [], "", (value) => store.select({ layer: Number(value) }), signal), list = layers.control;
   const panel = picturePanel(view, {
     name: "AttentionCache", label: "Heads by sources. Up and down choose a head, left and right a source, Page keys a layer, Enter pins, Escape clears.",
     tools: [layers], content, away: () => store.setHeat(null),
@@ -168,7 +168,7 @@ function fill(view) {
 
   function content() {
     const { data } = store, count = store.get("about")?.layers ?? 0, i = query(), layer = layerNow();
-    if (list.options.length !== count) list.replaceChildren(...Array.from({ length: count }, (_, l) => el("option", { value: String(l), text: `layer ${l}` })));
+    if (list.options.length !== count) offer(list, Array.from({ length: count }, (_, l) => [String(l), `layer ${l}`]), String(layer));
     if (list.value !== String(layer)) list.value = String(layer);
     shown = null;
     const none = (why) => { store.setHeat(null); return { why }; };
@@ -181,7 +181,7 @@ function fill(view) {
     const most = mostRead(values), peak = Math.max(most[0]?.share ?? 0, 1e-9), whose = head >= 0 ? `head ${names[head]}` : "the mean of the heads";
     shown = { data, sources, heads, names, values, layer, token: i, head };
     store.setHeat({ key: `${i}|${layer}|${head}|${store.epoch}`, values: values.map((share) => share / peak), label: `read by ${whose} of layer ${layer}` });
-    const colours = ramp(store.get("palette")), status = store.get("status");
+    const colours = ramp(store.get("palette")), { status } = store;
     return {
       place: (width) => place(width, heads),
       paint: (pen, at, ink) => draw(pen, at, ink, { data, arrays, sources, rows, names, values, head, hovered, colours, status, scratch }),

@@ -1,5 +1,5 @@
 import { clamp, decimal, KIND_COLOURS, KINDS, percent } from "./_numbers.js";
-import { button, choice, copyText, el, registry, storeView } from "./_kit.js";
+import { button, choice, copyText, el, offer, onTrait, registry, storeView } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
 import { editWords, outcomeWords } from "./_tray.js";
 
@@ -133,7 +133,7 @@ function fill(view) {
   let shown = null, listening = new Set(), known = { key: "" };
   const chosen = () => SIDES.map((name) => store.get(name) || store.get("store_id"));
   const picks = ["Left", "Right"].map((label, side) => choice(label, [], "", (value) => store.select({ [SIDES[side]]: value }), signal));
-  const lists = picks.map((pick) => /** @type {HTMLSelectElement} */ (pick.querySelector("select")));
+  const lists = picks.map((pick) => pick.control);
   const tree = el("ul", { class: "k2-tree", "aria-label": "Runs" }), panes = el("div", { class: "k2-panes" });
   const copy = button("Copy right as code", () => copyText(storeOf(chosen()[1])?.get("code") ?? "", copy), signal);
   const said = el("p", { class: "k2-said", role: "status" });
@@ -172,7 +172,7 @@ function fill(view) {
     copy.disabled = !right?.get("code");
     for (const node of [...picks, copy]) node.hidden = runs.length < 2;
     panes.hidden = sides[0] === sides[1] || !left || !right;
-    if (runs.length < 2) return { why: (store.get("status")?.can ?? []).includes("branch") ? "One run so far. Point at a token in the text and choose one of its alternatives: the run branches there, and both stand here side by side." : "There is one run here, and nothing to compare it with. In a live lab, `run.branch(at, …)` makes another." };
+    if (runs.length < 2) return { why: store.can("branch") ? "One run so far. Point at a token in the text and choose one of its alternatives: the run branches there, and both stand here side by side." : "There is one run here, and nothing to compare it with. In a live lab, `run.branch(at, …)` makes another." };
     if (!left || !right) return { why: "The data of the other run is not in this page. Run its cell again to see it." };
     if (sides[0] === sides[1]) return { why: "Choose two different runs." };
     const [a, b] = [left.data, right.data], shared = parting(a, b), stamp = `${sides}|${a.n}|${b.n}|${a.m}|${b.m}`;
@@ -191,7 +191,7 @@ function fill(view) {
   }
 
   function writeTree(order) {
-    for (const list of lists) list.replaceChildren(...order.map(({ run, depth }) => el("option", { value: run.id, text: `${"  ".repeat(depth)}${run.name}` })));
+    for (const list of lists) offer(list, order.map(({ run, depth }) => [run.id, `${"  ".repeat(depth)}${run.name}`]), "");
     tree.replaceChildren(...order.map(({ run, depth }) => el("li", { style: `margin-left:${Math.min(8, depth) * 16}px` },
       button(run.name, () => store.select({ compare: run.id }), signal, { class: "k2-button k2-small", title: "Show on the right" }), el("span", { text: ` ${branchWords(run)}` }))));
     tree.hidden = order.length < 2;
@@ -242,8 +242,7 @@ function fill(view) {
     panel.say(`Token ${i}: ${JSON.stringify(shown.a.texts[i])} and ${JSON.stringify(shown.b.texts[i])}, entropy difference ${decimal(difference[i - part])}`);
     return true;
   }
-  model.on("change:runs", panel.paint);
-  signal.addEventListener("abort", () => model.off?.("change:runs", panel.paint));
+  onTrait(model, "runs", panel.paint, signal);
 }
 
 export default storeView(fill);

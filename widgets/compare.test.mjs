@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { ABOUT, frame } from "./_fake.test.mjs";
 import * as compare from "./compare.js";
-import { TraceData } from "./store.js";
+import { TraceData } from "./_columns.js";
 
 function pair() {
   const [a, b] = [new TraceData(ABOUT), new TraceData(ABOUT)];

@@ -1,4 +1,4 @@
-import { el, onKeys, storeView } from "./_kit.js";
+import { el, onKeys, onTrait, storeView } from "./_kit.js";
 import { statusLine } from "./_head.js";
 import attention from "./attention.js";
 import compare from "./compare.js";
@@ -58,8 +58,7 @@ function fill({ model, store, root, signal, fail }) {
   const low = panel("Timeline", timeline);
   low.classList.add("k2-low");
   root.append(statusLine(store, signal), el("div", { class: "k2-board" }, panel("Tokens", thoughts), side, low));
-  model.on("change:tab", show);
-  signal.addEventListener("abort", () => model.off?.("change:tab", show));
+  onTrait(model, "tab", show, signal);
   show();
 }
 

@@ -19,6 +19,6 @@ test("options of the views are the dashboard's too", () => {
   const read = (name) => readFileSync(new URL(name, import.meta.url), "utf8");
   const dashboard = read("../k2lab/widgets/dashboard.py");
   for (const name of ["thoughts", "experts", "lens", "timeline", "attention", "compare"]) {
-    for (const [, trait] of read(`./${name}.js`).matchAll(/(?<!store\.|\)\?\.)\bmodel\.get\("(\w+)"\)/g)) assert.match(dashboard, new RegExp(`^    ${trait} = traitlets`, "m"), `${name}: ${trait}`);
+    for (const [, trait] of read(`./${name}.js`).matchAll(/(?:(?<!store\.|\)\?\.)\bmodel\.get\(|traitChoice\(\w+, |\btrait\()"(\w+)"/g)) assert.match(dashboard, new RegExp(`^    ${trait} = traitlets`, "m"), `${name}: ${trait}`);
   }
 });

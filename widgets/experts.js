@@ -1,6 +1,6 @@
 import { clamp, decimal, KINDS, NAMES, percent } from "./_numbers.js";
 import { calm, gradient, ramp } from "./_colour.js";
-import { choice, el, onKeys, storeView } from "./_kit.js";
+import { choice, el, onKeys, storeView, traitChoice } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
 import { pixels } from "./_pen.js";
 
@@ -183,13 +183,12 @@ function fill(view) {
   root.classList.add("k2-experts");
   let data = store.data, order = [], orderKey = "", even = [], evenKey = "", brush = { key: "", load: new Uint32Array(0) };
   let whole = { key: "", values: new Float32Array(0) }, glow = new Float32Array(0), glowAt = 0, glowSeen = 0, problem = "";
-  const set = (name) => (value) => { model.set(name, value); model.save_changes(); panel.paint(); };
   const box = el("input", { class: "k2-input k2-search", type: "search", placeholder: "L3 E12", "aria-label": "Find an expert, such as L3 E12" });
   const low = el("span"), high = el("span"), swatch = el("span", { class: "k2-ramp" });
-  const mode = choice("Show", Object.entries(MODES), model.get("mode"), set("mode"), signal);
+  const trait = (name, label, options) => traitChoice(view, name, label, options, () => panel.paint());
   const panel = picturePanel(view, {
     name: "ExpertMap", label: "Routed experts by layer. Arrow keys move, Enter pins, Escape clears, slash searches.",
-    tools: [mode, choice("Sort", [["id", "by id"], ["load", "by load"], ["affinity", "by affinity"]], model.get("sort"), set("sort"), signal),
+    tools: [trait("mode", "Show", Object.entries(MODES)), trait("sort", "Sort", [["id", "by id"], ["load", "by load"], ["affinity", "by affinity"]]),
       choice("Palette", [["cividis", "cividis"], ["viridis", "viridis"]], store.get("palette"), (palette) => { store.select({ palette }); }, signal), box],
     content,
     at: (x, y, at) => { const cell = cellAt(at, x, y, data.rows, data.experts); return cell && { layer: cell.row + data.dense, expert: order[cell.row][cell.column] }; },
@@ -241,24 +240,23 @@ function fill(view) {
 
   function content(now) {
     if (store.data !== data) { data = store.data; glow = new Float32Array(0); brush.key = orderKey = evenKey = whole.key = ""; }
-    const { rows, experts } = data, kind = MODES[model.get("mode")] ? model.get("mode") : "all", sort = model.get("sort") ?? "id", status = store.get("status") ?? {};
-    const head = store.get("playhead"), token = head >= 0 && head < data.m ? head : data.m - 1, list = mode.querySelector("select");
-    if (list && list.value !== kind) list.value = kind;
-    const shown = data.m ? chosen(kind, token, now) : { why: !rows || !experts ? "This model has no layers with routed experts." : status.state === "running" ? "The first routing comes with the first tokens." : "No routing was captured in this run (capture level “off”)." };
+    const { rows, experts } = data, kind = MODES[model.get("mode")] ? model.get("mode") : "all", sort = model.get("sort") ?? "id", running = store.status.state === "running";
+    const head = store.get("playhead"), token = head >= 0 && head < data.m ? head : data.m - 1;
+    const shown = store.unrouted ? { why: store.unrouted } : chosen(kind, token, now);
     if (shown.why) return shown;
     [low.textContent, high.textContent] = [shown.low, shown.high];
     if (orderKey !== `${sort}|${data.m}`) { order = orders(sort === "affinity" ? difference(data).values : data.load.all, rows, experts, sort); orderKey = `${sort}|${data.m}`; }
     const loads = `${kind === "range" ? brush.key : data.m}`;
     if (evenKey !== loads) { even = Array.from({ length: rows }, (_, r) => evenness(shown.load, r, experts)); evenKey = loads; }
     const row = store.row(), expert = store.get("expert"), [, layer, pinned] = store.pinned();
-    if (kind === "token" && !calm() && head < 0 && status.state === "running") panel.paint();
+    if (kind === "token" && !calm() && head < 0 && running) panel.paint();
     return {
       place: (width, ratio) => place(width, rows, experts, ratio),
       paint: (pen, at, ink) => {
         const colours = ramp(shown.both ? "diverging" : store.get("palette"), ink.dark);
         const back = gradient(colours);
         if (swatch.dataset.back !== back) { swatch.dataset.back = back; swatch.style.background = back; }
-        draw(pen, at, ink, { data, order, shown, even, colours, row, expert, token: head >= 0 || status.state === "running" ? token : -1, pin: [layer - data.dense, pinned], sort, scratch });
+        draw(pen, at, ink, { data, order, shown, even, colours, row, expert, token: head >= 0 || running ? token : -1, pin: [layer - data.dense, pinned], sort, scratch });
       },
       table: () => ({ caption: `Load of the routed experts: ${kind !== "range" ? "whole run" : store.range() ? `tokens ${store.range()?.join(" to ")}` : NAMES[store.get("segment")]}`, head: ["layer", "load entropy", "Gini", "dormant", "busiest experts (share of choices)"], rows: layerRows(data, shown.load) }),
       words: problem || (row >= 0 && expert >= 0 ? cellWords(data, row, expert, token) : `${kind === "token" ? `Token ${token}: ${JSON.stringify(data.texts[token])}. ` : ""}Point at a cell to see the tokens that used it.`),
@@ -293,9 +291,6 @@ function fill(view) {
     if (key === "Escape") { box.value = ""; problem = ""; store.clear(); panel.grid.focus(); return true; }
     return false;
   }, signal);
-
-  for (const name of ["mode", "sort"]) model.on(`change:${name}`, panel.paint);
-  signal.addEventListener("abort", () => { for (const name of ["mode", "sort"]) model.off?.(`change:${name}`, panel.paint); });
 }
 
 export default storeView(fill);

@@ -1,6 +1,6 @@
 import { clamp, decimal, half, percent } from "./_numbers.js";
 import { css, ramp } from "./_colour.js";
-import { choice, storeView } from "./_kit.js";
+import { storeView, traitChoice } from "./_kit.js";
 import { picturePanel, stepOf } from "./_panel.js";
 import { tray } from "./_tray.js";
 
@@ -193,20 +193,17 @@ function fill(view) {
   const panel = picturePanel(view, {
     name: "RouteLens",
     label: "Chosen experts of one token by layer. Arrow keys move, comma and point change the token, Enter pins, Escape clears.",
-    tools: [choice("Layers", [["all", "all layers"], ["ties", "nearest ties first"]], view.model.get("lens") ?? "all", (value) => { view.model.set("lens", value); view.model.save_changes(); panel.paint(); }, signal)],
+    tools: [traitChoice(view, "lens", "Layers", [["all", "all layers"], ["ties", "nearest ties first"]], () => panel.paint())],
     content, at: (x, y, at) => chipAt(at, x, y),
     hover: (spot) => { const mark = markAt(spot); if (mark) store.hover({ layer: mark.layer, expert: mark.expert }); else store.leave(); },
     click: (spot) => { const mark = markAt(spot); if (mark) store.pin({ layer: mark.layer, expert: mark.expert, playhead: token() }); },
     keys,
   });
   root.append(edits.node);
-  view.model.on("change:lens", panel.paint);
-  signal.addEventListener("abort", () => view.model.off?.("change:lens", panel.paint));
 
   function content() {
-    const { data } = store, state = store.get("status")?.state;
-    if (!data.rows || !data.experts) return { why: "This model has no layers with routed experts." };
-    if (!data.m) return { why: state === "running" ? "The first routing comes with the first tokens." : "No routing was captured in this run (capture level “off”)." };
+    const { data } = store;
+    if (store.unrouted) return { why: store.unrouted };
     const i = token(), detail = store.detail("route", i), arrays = detail?.arrays.scores ? detail.arrays : null;
     const layers = Array.from({ length: data.rows }, (_, row) => layerOf(data, i, row, arrays));
     const order = Array.from(layers.keys());

@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { ABOUT, frame } from "./_fake.test.mjs";
 import * as lens from "./lens.js";
-import { TraceData } from "./store.js";
+import { TraceData } from "./_columns.js";
 
 function filled() {
   const data = new TraceData(ABOUT);

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ABOUT, fakeModel, frame } from "./_fake.test.mjs";
-import widget, { Store, TraceData } from "./store.js";
+import { TraceData } from "./_columns.js";
+import widget, { Store } from "./store.js";
 
 test("frames in order fill the columns", () => {
   const data = new TraceData(ABOUT);

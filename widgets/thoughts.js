@@ -1,9 +1,10 @@
 import { clamp, decimal, KIND_COLOURS, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
 import { css, faint, gradient, isDark, onTheme, rampOn } from "./_colour.js";
-import { button, choice, el, onKeys, painter, storeView, table, toggle } from "./_kit.js";
+import { button, el, onKeys, onSize, painter, storeView, table, toggle, traitChoice } from "./_kit.js";
 import { approvalCard } from "./_approval.js";
 import { askBox, controls, player, statusLine } from "./_head.js";
-import { download, inkOf, pictureFile } from "./_pen.js";
+import { takeAway, tablePane } from "./_panel.js";
+import { canvasPen, download, inkOf, pictureFile } from "./_pen.js";
 import { paintText, popover, tokenFacts, visible } from "./_token.js";
 
 /**
@@ -171,17 +172,16 @@ function fill({ model, store, root, signal, fail, compact }) {
   const map = el("canvas", { class: "k2-minimap", "aria-hidden": "true" });
   const pop = popover(store, signal), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
   const stage = el("div", { class: "k2-stage" }, scroll, map, pop.box);
-  const tablePane = el("div", { class: "k2-table-pane", hidden: true, tabindex: 0, role: "region", "aria-label": "Tokens as a table" });
-  const swatch = el("span", { class: "k2-ramp" }), lowWord = el("span"), highWord = el("span"), heatWords = el("span", { class: "k2-legend k2-heat-words" });
+  const pane = tablePane("Tokens"), swatch = el("span", { class: "k2-ramp" }), lowWord = el("span"), highWord = el("span"), heatWords = el("span", { class: "k2-legend k2-heat-words" });
   const paint = painter(draw, signal, fail);
   const repaint = () => { made.clear(); paint(); };
+  const forms = takeAway((on) => { asTable = on; page = -1; paint(); }, picture, signal).group;
+  forms.prepend(toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal));
   const tools = el("div", { class: "k2-tools" }, controls(store, signal), player(store, signal),
-    choice("Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), model.get("strip"), (key) => { model.set("strip", key); model.save_changes(); }, signal),
-    el("span", { class: "k2-legend" }, lowWord, swatch, highWord), heatWords, el("span", { class: "k2-gap" }),
-    el("div", { class: "k2-group" }, toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal),
-      toggle("Table", (on) => { asTable = on; page = -1; paint(); }, signal), ...["png", "svg"].map((kind) => button(kind.toUpperCase(), () => picture(/** @type {any} */ (kind)), signal, { title: `Save the text in view as ${kind.toUpperCase()}` }))));
+    traitChoice({ model, signal }, "strip", "Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), paint),
+    el("span", { class: "k2-legend" }, lowWord, swatch, highWord), heatWords, el("span", { class: "k2-gap" }), forms);
   if (!compact) root.append(statusLine(store, signal));
-  root.append(tools, stage, tablePane, askBox(store, signal), live);
+  root.append(tools, stage, pane, askBox(store, signal), live);
 
   function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; maskKey = ""; page = -1; grouped = -1; }
 
@@ -247,11 +247,11 @@ function fill({ model, store, root, signal, fail, compact }) {
     swatch.style.background = gradient(colours, faint);
     [lowWord.textContent, highWord.textContent] = [strip.low, strip.high];
     lowWord.parentElement.hidden = strip === STRIPS.none;
-    stage.hidden = asTable; tablePane.hidden = !asTable;
+    stage.hidden = asTable; pane.hidden = !asTable;
     if (asTable) { drawTable(); return; }
-    const state = store.get("status") ?? {};
+    const { status } = store;
     empty.hidden = data.n > 0; map.hidden = !data.n;
-    empty.textContent = state.state === "running" ? "The model reads the prompt; its first token comes soon." : state.asks ? "Nothing yet. Ask something below." : `No tokens in this run. ${state.detail ?? ""}`;
+    empty.textContent = status.state === "running" ? "The model reads the prompt; its first token comes soon." : status.asks ? "Nothing yet. Ask something below." : `No tokens in this run. ${status.detail ?? ""}`;
     regroup();
     layout();
     if (following && data.n) { scroll.scrollTop = scroll.scrollHeight; layout(); }
@@ -312,13 +312,8 @@ function fill({ model, store, root, signal, fail, compact }) {
   const inside = (node) => { const a = node.getBoundingClientRect(), b = scroll.getBoundingClientRect(); return a.bottom > b.top && a.top < b.bottom; };
 
   function drawMap() {
-    const ratio = devicePixelRatio || 1, width = map.clientWidth, height = scroll.clientHeight, total = Math.max(1, sums[sums.length - 1]);
-    map.style.height = `${height}px`;
-    if (map.width !== Math.round(width * ratio) || map.height !== Math.round(height * ratio)) { map.width = Math.round(width * ratio); map.height = Math.round(height * ratio); }
-    const pen = map.getContext("2d");
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, width, height);
-    const scale = Math.min(1, height / total);
+    const width = map.clientWidth, height = scroll.clientHeight, total = Math.max(1, sums[sums.length - 1]), scale = Math.min(1, height / total);
+    const pen = canvasPen(map, width, height);
     blocks.forEach((block, b) => {
       pen.fillStyle = `rgba(${KIND_COLOURS[KINDS[block.kind]].join(",")},0.55)`;
       pen.fillRect(3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0)));
@@ -336,10 +331,10 @@ function fill({ model, store, root, signal, fail, compact }) {
     if (page < 0) page = head >= 0 ? Math.floor(head / size) : pages - 1;
     page = clamp(page, 0, pages - 1);
     const from = page * size, to = Math.min(data.n, from + size), key = `${page}|${to}|${data.m}`;
-    if (tablePane.dataset.key === key) return;
-    tablePane.dataset.key = key;
+    if (pane.dataset.key === key) return;
+    pane.dataset.key = key;
     const turn = (step) => () => { page += step; paint(); };
-    tablePane.replaceChildren(el("div", { class: "k2-group" }, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
+    pane.replaceChildren(el("div", { class: "k2-group" }, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
       table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "router margin", "seconds"], tableRows(data, from, to)));
   }
 
@@ -389,11 +384,8 @@ function fill({ model, store, root, signal, fail, compact }) {
   }, signal);
 
   store.listen(paint, signal);
-  model.on("change:strip", paint);
   onTheme(repaint, signal);
-  const observer = new ResizeObserver(() => { heights = []; paint(); });
-  observer.observe(root);
-  signal.addEventListener("abort", () => { observer.disconnect(); model.off("change:strip", paint); });
+  onSize(root, () => { heights = []; paint(); }, signal);
   paint();
 }
 

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ABOUT, frame } from "./_fake.test.mjs";
-import { TraceData } from "./store.js";
+import { TraceData } from "./_columns.js";
 import * as timeline from "./timeline.js";
 
 /** Prompt of 3, thinking of 4, call of 2 that fails, call of 2 that is answered, answer of 2. */
