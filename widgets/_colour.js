@@ -12,6 +12,9 @@ const STOPS = {
   blueOrangeDark: "8cc8ff5aa5e83983c72864992048692a2c304c3620854f1bbd6c17ec8d2fffb866",
 };
 
+/** Marks of two directions that colour-blind people tell apart. */
+export const ORANGE = "#d98a3d", BLUE = "#5b9bd5";
+
 /**
  * 256 colours as [r, g, b, r, g, b, …].
  * @param {string} name cividis, viridis or diverging @param {boolean} dark for the diverging middle

@@ -10,11 +10,11 @@ import { percent } from "./_numbers.js";
  * @param {any} store @param {AbortSignal} signal
  */
 export function statusLine(store, signal) {
-  const state = el("span", { class: "k2-state", role: "status" });
-  const facts = el("span", { class: "k2-facts" });
-  const badge = el("span", { class: "k2-badge" });
+  const state = el("span.k2-state", { role: "status" });
+  const facts = el("span.k2-facts");
+  const badge = el("span.k2-badge");
   const more = actions(store, signal);
-  const notice = el("div", { class: "k2-notice", role: "alert", hidden: true });
+  const notice = el("div.k2-notice", { role: "alert", hidden: true });
   const write = () => {
     const { status } = store, parts = statusParts(status, store.get("about") ?? {}, store.data.n);
     if (state.textContent !== parts.state) state.textContent = parts.state;
@@ -30,7 +30,7 @@ export function statusLine(store, signal) {
     if (trace) notice.append(el("details", {}, el("summary", { text: "Traceback" }), el("pre", { text: trace })));
   };
   store.follow(write, signal);
-  return el("div", { class: "k2-head" }, el("div", { class: "k2-status" }, state, facts, badge, more), notice);
+  return el("div.k2-head", {}, el("div.k2-status", {}, state, facts, badge, more), notice);
 }
 
 /** Freeze, Save trace, Export HTML, Copy as code. @param {any} store @param {AbortSignal} signal */
@@ -39,9 +39,9 @@ export function actions(store, signal) {
   const freeze = toggle("Freeze", (on) => store.freeze(on), signal);
   const save = button("Save trace", ask("save"), signal), page = button("Export HTML", ask("export"), signal);
   const copy = button("Copy as code", () => copyText(store.get("code") || "", copy), signal);
-  const said = el("p", { class: "k2-said", role: "status" });
-  const box = el("div", { class: "k2-menu" }, freeze, save, page, copy, said);
-  const node = el("details", { class: "k2-more" }, el("summary", { text: "Actions" }), box);
+  const said = el("p.k2-said", { role: "status" });
+  const box = el("div.k2-menu", {}, freeze, save, page, copy, said);
+  const node = el("details.k2-more", {}, el("summary", { text: "Actions" }), box);
   freeze.title = "Hold what is shown; what comes meanwhile is shown afterwards";
   node.addEventListener("keydown", (event) => { if (event.key === "Escape" && node.open) { node.open = false; node.querySelector("summary")?.focus(); event.stopPropagation(); } }, { signal });
   const write = () => {
@@ -99,7 +99,7 @@ export function controls(store, signal) {
     for (const node of [stop, pause, pace.control]) node.disabled = !live;
     for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
   };
-  const group = el("div", { class: "k2-group", role: "group", "aria-label": "Run" }, stop, pause, token, layer, pace);
+  const group = el("div.k2-group", { role: "group", "aria-label": "Run" }, stop, pause, token, layer, pace);
   store.follow(write, signal);
   return group;
 }
@@ -121,7 +121,7 @@ export function player(store, signal) {
     write();
   }, signal, { title: "Go through the recorded tokens" });
   const pace = choice("at", [["2", "2/s"], ["10", "10/s"], ["40", "40/s"]], "10", (value) => { speed = Number(value); if (timer) begin(); }, signal);
-  const node = el("div", { class: "k2-group", role: "group", "aria-label": "Playback" }, play, pace);
+  const node = el("div.k2-group", { role: "group", "aria-label": "Playback" }, play, pace);
   function write() {
     node.hidden = !store.data.n || store.busy;
     play.textContent = timer ? "Hold" : "Play";

@@ -9,12 +9,13 @@
 
 /**
  * An element with attributes and children; strings become text nodes. `text` sets the content.
- * @param {string} tag
+ * @param {string} tag its name, and its classes after dots
  * @param {Record<string, any>} [attributes]
  * @param {...(Node|string)} children
  */
 export function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
+  const [name, ...classes] = tag.split("."), node = document.createElement(name);
+  if (classes.length) node.className = classes.join(" ");
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (name === "text") node.textContent = value;
@@ -41,10 +42,10 @@ export function button(label, act, signal, attributes = {}) {
  * @param {string} chosen @param {(value: string) => void} act @param {AbortSignal} signal
  */
 export function choice(label, options, chosen, act, signal) {
-  const select = el("select", { class: "k2-select", "aria-label": label });
+  const select = el("select.k2-select", { "aria-label": label });
   offer(select, options, chosen);
   select.addEventListener("change", () => act(select.value), { signal });
-  return el("label", { class: "k2-choice" }, el("span", { text: label }), select); // its `control` is the select
+  return el("label.k2-choice", {}, el("span", { text: label }), select); // its `control` is the select
 }
 
 /** Gives a choice these options. @param {HTMLSelectElement} select @param {[string, string][]} options @param {string} chosen */
@@ -74,7 +75,7 @@ export function onTrait(model, trait, act, signal) {
  * @param {{style: string, label: string, hint?: string, word: string}} words @param {(input: HTMLInputElement) => void} act @param {AbortSignal} signal
  */
 export function lineForm({ style, label, hint, word }, act, signal) {
-  const input = el("input", { class: "k2-input", type: "text", "aria-label": label, placeholder: hint, autocomplete: "off" });
+  const input = el("input.k2-input", { type: "text", "aria-label": label, placeholder: hint, autocomplete: "off" });
   const node = el("form", { class: style }, input, el("button", { type: "submit", class: "k2-button", text: word }));
   const submit = (event) => { event.preventDefault(); act(input); };
   node.addEventListener("submit", submit, { signal });
@@ -103,7 +104,7 @@ export function toggle(label, act, signal) {
  * @param {string} caption @param {string[]} head @param {string[][]} rows
  */
 export function table(caption, head, rows) {
-  return el("table", { class: "k2-table" }, el("caption", { text: caption }),
+  return el("table.k2-table", {}, el("caption", { text: caption }),
     el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col", text })))),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((text) => el("td", { text }))))));
 }
@@ -165,7 +166,7 @@ export async function copyText(text, beside) {
     await navigator.clipboard.writeText(text);
     say("Copied");
   } catch {
-    const box = el("textarea", { class: "k2-code", readonly: true, "aria-label": "Code", rows: String(Math.min(12, text.split("\n").length + 1)) });
+    const box = el("textarea.k2-code", { readonly: true, "aria-label": "Code", rows: String(Math.min(12, text.split("\n").length + 1)) });
     box.value = text;
     box.addEventListener("blur", () => box.remove());
     box.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.key === "Escape") box.remove(); });
@@ -206,13 +207,13 @@ export function storeView(fill) {
     fill,
     render({ model, el: host }) {
       const controller = new AbortController();
-      const root = el("div", { class: "k2lab", "data-lm-suppress-shortcuts": "true" });
+      const root = el("div.k2lab", { "data-lm-suppress-shortcuts": "true" });
       const fail = (error) => {
         console.error(error);
         controller.abort();
-        root.replaceChildren(el("pre", { class: "k2-problem", role: "alert", text: `This widget failed: ${error?.stack ?? error}` }));
+        root.replaceChildren(el("pre.k2-problem", { role: "alert", text: `This widget failed: ${error?.stack ?? error}` }));
       };
-      const note = el("p", { class: "k2-empty", text: "Waiting for the run …" });
+      const note = el("p.k2-empty", { text: "Waiting for the run …" });
       const timer = setTimeout(() => { note.textContent = "The data of this view is not in this page. Run its cell again to see it."; }, 5000);
       host.append(root);
       root.append(note);

@@ -21,6 +21,8 @@ export const KIND_COLOURS = {
   answer: [0, 158, 115], call: [204, 121, 167], result: [86, 180, 233],
 };
 
+/** A kind's colour in CSS. @param {number} code @param {number} [opacity] */
+export function kindColour(code, opacity = 1) { return `rgba(${KIND_COLOURS[KINDS[code]].join(",")},${opacity})`; }
 
 /** @param {number} value @param {number} low @param {number} high */
 export function clamp(value, low, high) { return Math.min(high, Math.max(low, value)); }
@@ -36,6 +38,9 @@ export function percent(share) {
 
 /** A number with `digits` decimals, or a dash for none. @param {number} value @param {number} [digits] */
 export function decimal(value, digits = 2) { return Number.isFinite(value) ? value.toFixed(digits) : "–"; }
+
+/** A difference, its sign in front. @param {number} value @param {number} [digits] */
+export function signed(value, digits = 2) { return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`; }
 
 /** IEEE half precision to number. @param {number} bits */
 export function half(bits) {

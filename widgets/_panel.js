@@ -30,14 +30,14 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
   const paint = painter(draw, signal, fail);
   const canvas = el("canvas", { "aria-hidden": "true" });
   const spot = el("div", { role: "gridcell", id: `k2-cell-${++cells}` });
-  const grid = el("div", { class: "k2-grid", role: "grid", tabindex: 0, "aria-label": parts.label }, el("div", { role: "row", class: "k2-hidden" }, spot), canvas);
-  const empty = el("p", { class: "k2-empty", hidden: true });
-  const readout = el("p", { class: "k2-readout" }), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
-  const pane = tablePane(parts.name), foot = el("div", { class: "k2-foot" }, readout);
+  const grid = el("div.k2-grid", { role: "grid", tabindex: 0, "aria-label": parts.label }, el("div", { role: "row", class: "k2-hidden" }, spot), canvas);
+  const empty = el("p.k2-empty", { hidden: true });
+  const readout = el("p.k2-readout"), live = el("p.k2-hidden", { "aria-live": "polite" });
+  const pane = tablePane(parts.name), foot = el("div.k2-foot", {}, readout);
   const { group, files } = takeAway((on) => { asTable = on; rows = ""; paint(); }, file, signal);
   const slim = compact && parts.slim; // the words stand in the toolbar's line
   if (slim) readout.classList.add("k2-slim");
-  const tools = el("div", { class: "k2-tools" }, ...parts.tools, slim ? readout : el("span", { class: "k2-gap" }), group);
+  const tools = el("div.k2-tools", {}, ...parts.tools, slim ? readout : el("span.k2-gap"), group);
   if (!compact) root.append(statusLine(store, signal));
   root.append(tools, empty, grid, pane, foot, live);
 
@@ -117,7 +117,7 @@ let cells = 0;
 
 /** Where a widget's table stands. @param {string} name of the widget */
 export function tablePane(name) {
-  return el("div", { class: "k2-table-pane", hidden: true, tabindex: 0, role: "region", "aria-label": `${name} as a table` });
+  return el("div.k2-table-pane", { hidden: true, tabindex: 0, role: "region", "aria-label": `${name} as a table` });
 }
 
 /**
@@ -126,7 +126,7 @@ export function tablePane(name) {
  */
 export function takeAway(turn, file, signal) {
   const files = ["png", "svg"].map((kind) => button(kind.toUpperCase(), () => file(/** @type {any} */ (kind)), signal, { title: `Save this picture as ${kind.toUpperCase()}` }));
-  return { files, group: el("div", { class: "k2-group" }, toggle("Table", turn, signal), ...files) };
+  return { files, group: el("div.k2-group", {}, toggle("Table", turn, signal), ...files) };
 }
 
 /** Moves within a row of marks: what a key does to a position, or null. @param {string} key */

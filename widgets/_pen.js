@@ -48,6 +48,25 @@ export function canvasPen(canvas, width, height, ratio = devicePixelRatio || 1) 
   return pen;
 }
 
+/** A filled box. @param {any} pen @param {string} colour @param {number[]} box x, y, width, height */
+export function fillBox(pen, colour, box, opacity = 1) {
+  pen.fillStyle = colour; pen.globalAlpha = opacity;
+  pen.fillRect(...box);
+  pen.globalAlpha = 1;
+}
+
+/** A box's outline. @param {any} pen @param {string} colour @param {number[]} box x, y, width, height */
+export function strokeBox(pen, colour, box, width = 1) {
+  pen.strokeStyle = colour; pen.lineWidth = width;
+  pen.strokeRect(...box);
+}
+
+/** Words at a point, on one side of it. @param {any} pen @param {string} colour @param {string} text @param {"left"|"center"|"right"} [align] @param {number} [most] px wide */
+export function putText(pen, colour, text, x, y, align = "left", most = undefined) {
+  pen.fillStyle = colour; pen.textAlign = align;
+  pen.fillText(text, x, y, most);
+}
+
 /** A pen that writes SVG; the same properties and calls as a canvas' pen. @param {number} width @param {number} height */
 export function svgPen(width, height) {
   const parts = [], path = [], number = (x) => String(Math.round(x * 100) / 100);
@@ -66,13 +85,11 @@ export function svgPen(width, height) {
       const long = most && text.length * Number(size) * 0.62 > most ? { textLength: most, lengthAdjust: "spacingAndGlyphs" } : {};
       mark("text", { x, y: y + down, fill: this.fillStyle, "font-size": Number(size), "font-family": family, "text-anchor": anchor, ...(weight ? { "font-weight": weight } : {}), ...long, opacity: this.globalAlpha, "xml:space": "preserve" }, text);
     },
-    measureText(text) { return { width: text.length * Number(/([\d.]+)px/.exec(this.font)?.[1] ?? 11) * 0.6 }; },
     beginPath() { path.length = 0; },
     moveTo(x, y) { path.push(`M${number(x)} ${number(y)}`); },
     lineTo(x, y) { path.push(`L${number(x)} ${number(y)}`); },
     stroke() { mark("path", { d: path.join(""), fill: "none", stroke: this.strokeStyle, "stroke-width": this.lineWidth, opacity: this.globalAlpha }); },
     fill() { mark("path", { d: `${path.join("")}Z`, fill: this.fillStyle, opacity: this.globalAlpha }); },
-    setLineDash() { /* a dashed line is solid in SVG: its colour tells enough */ },
     drawImage(canvas, x, y, w, h) { mark("image", { x, y, width: w, height: h, preserveAspectRatio: "none", style: "image-rendering:pixelated", href: canvas.toDataURL("image/png") }); },
     text: () => `<svg xmlns="http://www.w3.org/2000/svg" width="${number(width)}" height="${number(height)}" viewBox="0 0 ${number(width)} ${number(height)}">\n${parts.join("\n")}\n</svg>\n`,
   };

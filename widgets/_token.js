@@ -41,13 +41,13 @@ export function paintText(pen, list, area) {
  * @param {any} store @param {AbortSignal} signal
  */
 export function popover(store, signal) {
-  const box = el("div", { class: "k2-pop", hidden: true });
+  const box = el("div.k2-pop", { hidden: true });
   let key = "";
   const branch = (message) => { store.outcome = null; store.send({ type: "branch", ...message }); };
   const row = (data, i, { id, text, p }, colour, live) => el("tr", { class: id === data.column.ids[i] ? "k2-chosen" : "" },
-    el("td", { class: "k2-mono" }, live ? button(visible(text), () => branch({ at: i, token: id }), signal, { class: "k2-pick", title: `Branch here with ${visible(text)}` }) : visible(text)),
-    el("td", { class: "k2-bar" }, el("span", { style: `width:${Math.max(1, p * 100)}%;background:${colour}` })),
-    el("td", { class: "k2-number", text: percent(p) }));
+    el("td.k2-mono", {}, live ? button(visible(text), () => branch({ at: i, token: id }), signal, { class: "k2-pick", title: `Branch here with ${visible(text)}` }) : visible(text)),
+    el("td.k2-bar", {}, el("span", { style: `width:${Math.max(1, p * 100)}%;background:${colour}` })),
+    el("td.k2-number", { text: percent(p) }));
   function own(i) { // a text of the person's own
     const { node, input } = lineForm({ style: "k2-own", label: "Text to go on with", hint: "… or write what comes here", word: "Branch" }, () => { if (input.value) branch({ at: i, text: input.value }); }, signal);
     input.addEventListener("keydown", (event) => { if (event.key === "Escape") store.clear(); }, { signal });
@@ -58,10 +58,10 @@ export function popover(store, signal) {
     const now = `${store.epoch}|${i}|${live}|${colour}|${i < data.m}`;
     if (now !== key) {
       key = now;
-      box.replaceChildren(el("div", { class: "k2-pop-token k2-mono", text: visible(data.texts[i]) }),
+      box.replaceChildren(el("div.k2-pop-token.k2-mono", { text: visible(data.texts[i]) }),
         el("dl", {}, ...tokenFacts(data, i).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })])));
-      if (top.length) box.append(el("table", { class: "k2-top" }, el("tbody", {}, ...top.map((one) => row(data, i, one, colour, live)))));
-      if (live) box.append(el("p", { class: "k2-hint", text: "Choose another: the run branches here." }), own(i));
+      if (top.length) box.append(el("table.k2-top", {}, el("tbody", {}, ...top.map((one) => row(data, i, one, colour, live)))));
+      if (live) box.append(el("p.k2-hint", { text: "Choose another: the run branches here." }), own(i));
       box.classList.toggle("k2-live", live);
     }
     box.hidden = false;

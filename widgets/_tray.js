@@ -98,7 +98,7 @@ export function reportRows(report) {
  */
 export function tray(store, signal, whom = expertOf(store)) {
   let scope = "", waiting = false;
-  const target = el("span", { class: "k2-target" });
+  const target = el("span.k2-target");
   const add = (deed) => {
     const fields = scopes(store).find(([name]) => name === select.value)?.[2] ?? {};
     store.select({ edits: withEdit(store.get("edits") ?? [], whom.edit(deed, fields)) });
@@ -106,7 +106,7 @@ export function tray(store, signal, whom = expertOf(store)) {
   const deeds = Object.entries(whom.deeds).map(([deed, { label, title }]) => button(label, () => add(/** @type {any} */ (deed)), signal, { title }));
   const where = choice("for", [["all", "all tokens"]], "all", (value) => { scope = value; }, signal);
   const select = where.control;
-  const list = el("ul", { class: "k2-edits", "aria-label": "Edits" });
+  const list = el("ul.k2-edits", { "aria-label": "Edits" });
   const run = button("Run control + treatment", () => {
     waiting = true;
     store.send({ type: "treat", edits: store.get("edits") ?? [], at: store.pinned()[0] });
@@ -114,9 +114,9 @@ export function tray(store, signal, whom = expertOf(store)) {
   }, signal, { class: "k2-button k2-strong" });
   const copy = button("Copy as code", () => copyText(editCode(store.get("edits") ?? [], store.get("code") ?? ""), copy), signal);
   const empty = button("Clear", () => { store.outcome = null; store.select({ edits: [] }); store.tell(); }, signal);
-  const report = el("div", { class: "k2-report", role: "status" });
-  const node = el("div", { class: "k2-tray", role: "group", "aria-label": "Edits of the network" },
-    el("div", { class: "k2-deeds" }, target, ...deeds), list, el("div", { class: "k2-deeds" }, where, run, copy, empty), report);
+  const report = el("div.k2-report", { role: "status" });
+  const node = el("div.k2-tray", { role: "group", "aria-label": "Edits of the network" },
+    el("div.k2-deeds", {}, target, ...deeds), list, el("div.k2-deeds", {}, where, run, copy, empty), report);
   let written = "", told = null;
   function write() {
     const edits = store.get("edits") ?? [], words = whom.words();

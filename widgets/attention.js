@@ -1,8 +1,8 @@
-import { clamp, decimal, half, KIND_COLOURS, KINDS, percent } from "./_numbers.js";
+import { clamp, decimal, half, kindColour, percent } from "./_numbers.js";
 import { ramp } from "./_colour.js";
 import { choice, offer, storeView } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
-import { pixels } from "./_pen.js";
+import { fillBox, pixels, putText, strokeBox } from "./_pen.js";
 import { HEAD_DEEDS, headEdit, tray } from "./_tray.js";
 
 /**
@@ -76,8 +76,8 @@ export function meter(status) {
 
 function draw(pen, at, ink, { data, arrays, sources, rows, names, values, head, hovered, colours, status, scratch }) {
   pen.font = `11px ${ink.sans}`;
-  pen.textBaseline = "middle"; pen.textAlign = "left"; pen.fillStyle = ink.dim;
-  pen.fillText("what each head reads", at.left, 9, at.room);
+  pen.textBaseline = "middle";
+  putText(pen, ink.dim, "what each head reads", at.left, 9, "left", at.room);
   pen.fillText("rotated", at.left + at.room + 8, 9, at.side);
   const columns = Math.min(sources, Math.max(1, Math.round(at.room))), lines = rows.map((row) => binned(row, columns));
   const most = lines.map((line) => line.reduce((a, b) => Math.max(a, b), 1e-9));
@@ -85,24 +85,16 @@ function draw(pen, at, ink, { data, arrays, sources, rows, names, values, head, 
   const every = Math.max(1, Math.ceil(13 / at.line));
   for (let h = 0; h < at.heads; h++) {
     const y = at.top + h * at.line;
-    pen.fillStyle = h === head ? ink.fg : ink.dim; pen.textAlign = "right";
-    if (h % every === 0 || h === head) pen.fillText(`H${names[h]}`, at.left - 5, y + at.line / 2);
-    pen.fillStyle = ink.soft;
-    pen.fillRect(at.left + at.room + 8, y + 1, at.side - 8, at.line - 2);
-    pen.fillStyle = ink.accent; pen.globalAlpha = 0.7;
-    pen.fillRect(at.left + at.room + 8, y + 1, (at.side - 8) * arrays.rope[h], at.line - 2);
-    pen.globalAlpha = 1;
-    if (at.line < 13) continue;
-    pen.fillStyle = ink.fg; pen.textAlign = "left";
-    pen.fillText(percent(arrays.rope[h]), at.left + at.room + 12, y + at.line / 2);
+    if (h % every === 0 || h === head) putText(pen, h === head ? ink.fg : ink.dim, `H${names[h]}`, at.left - 5, y + at.line / 2, "right");
+    fillBox(pen, ink.soft, [at.left + at.room + 8, y + 1, at.side - 8, at.line - 2]);
+    fillBox(pen, ink.accent, [at.left + at.room + 8, y + 1, (at.side - 8) * arrays.rope[h], at.line - 2], 0.7);
+    if (at.line >= 13) putText(pen, ink.fg, percent(arrays.rope[h]), at.left + at.room + 12, y + at.line / 2);
   }
-  if (head >= 0 && head < at.heads) { pen.strokeStyle = ink.pin; pen.lineWidth = 2; pen.strokeRect(at.left - 1, at.top + head * at.line - 0.5, at.room + 2, at.line + 1); }
+  if (head >= 0 && head < at.heads) strokeBox(pen, ink.pin, [at.left - 1, at.top + head * at.line - 0.5, at.room + 2, at.line + 1], 2);
   drawSources(pen, at, ink, data, arrays, sources);
   if (hovered >= 0 && hovered < sources) {
     const x = at.left + ((hovered + 0.5) / sources) * at.room;
-    pen.fillStyle = ink.fg; pen.globalAlpha = 0.6;
-    pen.fillRect(x - 0.5, at.top, Math.max(1, at.room / sources * 0.2), at.normY + at.normHeight - at.top);
-    pen.globalAlpha = 1;
+    fillBox(pen, ink.fg, [x - 0.5, at.top, Math.max(1, at.room / sources * 0.2), at.normY + at.normHeight - at.top], 0.6);
   }
   drawMeter(pen, at, ink, status);
 }
@@ -113,32 +105,24 @@ function drawSources(pen, at, ink, data, arrays, sources) {
   for (let i = 0; i < sources;) {
     let stop = i + 1;
     while (stop < sources && data.column.kinds[stop] === data.column.kinds[i]) stop++;
-    pen.fillStyle = `rgb(${KIND_COLOURS[KINDS[data.column.kinds[i]]].join(",")})`;
-    pen.fillRect(x(i), at.textY, Math.max(0.6, x(stop) - x(i) - 0.5), 8);
+    fillBox(pen, kindColour(data.column.kinds[i]), [x(i), at.textY, Math.max(0.6, x(stop) - x(i) - 0.5), 8]);
     i = stop;
   }
-  pen.textAlign = "right"; pen.fillStyle = ink.dim;
-  pen.fillText("text", at.left - 5, at.textY + 4);
+  putText(pen, ink.dim, "text", at.left - 5, at.textY + 4, "right");
   pen.fillText("|c|", at.left - 5, at.normY + at.normHeight / 2);
   const norms = arrays.norm, most = norms.reduce((a, b) => Math.max(a, b), 1e-9), bars = binned(norms, Math.round(at.room)), wide = at.room / bars.length;
-  pen.fillStyle = ink.dim; pen.globalAlpha = 0.6;
-  bars.forEach((value, i) => pen.fillRect(at.left + i * wide, at.normY + at.normHeight * (1 - value / most), Math.max(0.6, wide - (wide > 3 ? 1 : 0)), at.normHeight * (value / most)));
-  pen.globalAlpha = 1;
-  pen.textAlign = "left";
-  pen.fillText("length of latents", at.left + at.room + 8, at.normY + at.normHeight / 2, at.side);
+  bars.forEach((value, i) => fillBox(pen, ink.dim, [at.left + i * wide, at.normY + at.normHeight * (1 - value / most), Math.max(0.6, wide - (wide > 3 ? 1 : 0)), at.normHeight * (value / most)], 0.6));
+  putText(pen, ink.dim, "length of latents", at.left + at.room + 8, at.normY + at.normHeight / 2, "left", at.side);
 }
 
 function drawMeter(pen, at, ink, status) {
   const sizes = meter(status);
-  pen.textAlign = "left";
-  if (!sizes) { pen.fillStyle = ink.dim; pen.fillText("Cache size: missing, this trace does not say how large its latents are.", at.left, at.meterY + 8, at.width - at.left); return; }
+  if (!sizes) { putText(pen, ink.dim, "Cache size: missing, this trace does not say how large its latents are.", at.left, at.meterY + 8, "left", at.width - at.left); return; }
   const room = at.width - at.left - 8;
   [[sizes.share, "#009e73", sizes.words[0]], [1, ink.soft, sizes.words[1]]].forEach(([share, colour, words], k) => {
     const y = at.meterY + k * 20;
-    pen.fillStyle = colour;
-    pen.fillRect(at.left, y, Math.max(2, room * share), 16);
-    pen.fillStyle = ink.fg;
-    pen.fillText(words, k ? at.left + 6 : at.left + Math.max(2, room * share) + 6, y + 8, k ? room - 8 : room * (1 - share) - 8);
+    fillBox(pen, colour, [at.left, y, Math.max(2, room * share), 16]);
+    putText(pen, ink.fg, words, k ? at.left + 6 : at.left + Math.max(2, room * share) + 6, y + 8, "left", k ? room - 8 : room * (1 - share) - 8);
   });
 }
 

@@ -1,6 +1,8 @@
-import { clamp, decimal, KIND_COLOURS, KINDS, percent } from "./_numbers.js";
+import { clamp, decimal, kindColour, KINDS, percent, signed } from "./_numbers.js";
 import { button, choice, copyText, el, offer, onTrait, registry, storeView } from "./_kit.js";
+import { BLUE, ORANGE } from "./_colour.js";
 import { picturePanel } from "./_panel.js";
+import { fillBox, putText } from "./_pen.js";
 import { editWords, outcomeWords } from "./_tray.js";
 
 /**
@@ -88,40 +90,32 @@ export function spotAt(at, x, y, count) {
 
 function draw(pen, at, ink, { after, dense, difference, part, row, head }) {
   pen.font = `11px ${ink.sans}`;
-  pen.textBaseline = "middle"; pen.textAlign = "left"; pen.fillStyle = ink.dim;
-  pen.fillText("same experts (Jaccard)", at.left, 8, at.bars + 60);
+  pen.textBaseline = "middle";
+  putText(pen, ink.dim, "same experts (Jaccard)", at.left, 8, "left", at.bars + 60);
   pen.fillText("entropy, right − left (nats)", at.plotX, 8, at.plotWidth);
   const every = Math.max(1, Math.ceil(13 / at.line));
   for (let r = 0; r < at.rows; r++) {
     const y = at.top + r * at.line;
-    pen.fillStyle = ink.soft; pen.globalAlpha = 0.4;
-    pen.fillRect(at.left, y, at.bars, at.line - 1);
-    pen.globalAlpha = 1;
-    pen.fillStyle = r === row ? ink.pin : ink.accent;
-    if (!Number.isNaN(after[r])) pen.fillRect(at.left, y, at.bars * after[r], at.line - 1);
+    fillBox(pen, ink.soft, [at.left, y, at.bars, at.line - 1], 0.4);
+    if (!Number.isNaN(after[r])) fillBox(pen, r === row ? ink.pin : ink.accent, [at.left, y, at.bars * after[r], at.line - 1]);
     if (r % every) continue;
-    pen.fillStyle = ink.dim; pen.textAlign = "right";
-    pen.fillText(`L${r + dense}`, at.left - 5, y + at.line / 2);
-    pen.textAlign = "left";
-    pen.fillText(decimal(after[r]), at.left + at.bars + 5, y + at.line / 2);
+    putText(pen, ink.dim, `L${r + dense}`, at.left - 5, y + at.line / 2, "right");
+    putText(pen, ink.dim, decimal(after[r]), at.left + at.bars + 5, y + at.line / 2);
   }
   const middle = at.top + at.plotHeight / 2, most = difference.reduce((best, value) => (Number.isNaN(value) ? best : Math.max(best, Math.abs(value))), 0.1);
-  pen.fillStyle = ink.line;
-  pen.fillRect(at.plotX, middle, at.plotWidth, 1);
+  fillBox(pen, ink.line, [at.plotX, middle, at.plotWidth, 1]);
   const wide = at.plotWidth / Math.max(1, difference.length);
   difference.forEach((value, k) => {
     if (Number.isNaN(value)) return;
     const size = (Math.abs(value) / most) * (at.plotHeight / 2 - 3);
-    pen.fillStyle = value > 0 ? "#d98a3d" : "#5b9bd5";
-    pen.fillRect(at.plotX + k * wide, value > 0 ? middle - size : middle, Math.max(0.7, wide - (wide > 3 ? 1 : 0)), Math.max(0.7, size));
+    fillBox(pen, value > 0 ? ORANGE : BLUE, [at.plotX + k * wide, value > 0 ? middle - size : middle, Math.max(0.7, wide - (wide > 3 ? 1 : 0)), Math.max(0.7, size)]);
   });
-  if (head >= part && head < part + difference.length) { pen.fillStyle = ink.fg; pen.globalAlpha = 0.5; pen.fillRect(at.plotX + (head - part + 0.5) * wide - 0.5, at.top, 1.5, at.plotHeight); pen.globalAlpha = 1; }
-  pen.fillStyle = ink.dim; pen.textAlign = "left";
-  pen.fillText(`+${decimal(most, 1)}`, at.plotX - 30, at.top + 6);
-  pen.fillText(`−${decimal(most, 1)}`, at.plotX - 30, at.top + at.plotHeight - 6);
-  pen.fillText(`token ${part}`, at.plotX, at.top + at.plotHeight + 9);
-  pen.textAlign = "right";
-  pen.fillText(`${part + difference.length - 1}`, at.plotX + at.plotWidth, at.top + at.plotHeight + 9);
+  if (head >= part && head < part + difference.length) fillBox(pen, ink.fg, [at.plotX + (head - part + 0.5) * wide - 0.5, at.top, 1.5, at.plotHeight], 0.5);
+  const say = (words, x, y, align) => putText(pen, ink.dim, words, x, y, align);
+  say(signed(most, 1), at.plotX - 30, at.top + 6);
+  say(signed(-most, 1), at.plotX - 30, at.top + at.plotHeight - 6);
+  say(`token ${part}`, at.plotX, at.top + at.plotHeight + 9);
+  say(`${part + difference.length - 1}`, at.plotX + at.plotWidth, at.top + at.plotHeight + 9, "right");
 }
 
 // ---------------------------------------------------------------- the widget
@@ -134,9 +128,9 @@ function fill(view) {
   const chosen = () => SIDES.map((name) => store.get(name) || store.get("store_id"));
   const picks = ["Left", "Right"].map((label, side) => choice(label, [], "", (value) => store.select({ [SIDES[side]]: value }), signal));
   const lists = picks.map((pick) => pick.control);
-  const tree = el("ul", { class: "k2-tree", "aria-label": "Runs" }), panes = el("div", { class: "k2-panes" });
+  const tree = el("ul.k2-tree", { "aria-label": "Runs" }), panes = el("div.k2-panes");
   const copy = button("Copy right as code", () => copyText(storeOf(chosen()[1])?.get("code") ?? "", copy), signal);
-  const said = el("p", { class: "k2-said", role: "status" });
+  const said = el("p.k2-said", { role: "status" });
   const panel = picturePanel(view, {
     name: "CompareBranch", label: "Agreement by layer and difference by token. Up and down choose a layer, left and right a token, Enter pins, Escape clears.",
     tools: [...picks, copy], content,
@@ -186,7 +180,7 @@ function fill(view) {
       place: (width) => place(width, a.rows),
       paint: (pen, at, ink) => draw(pen, at, ink, { after, dense: a.dense, difference, part, row, head }),
       table: () => ({ caption: `Agreement of routing from token ${part} on, mean of ${Math.max(0, Math.min(a.m, b.m) - part)} tokens`, head: ["layer", "Jaccard index"], rows: Array.from(after, (value, r) => [String(r + a.dense), decimal(value, 3)]) }),
-      words: `${shared} tokens shared, then ${a.n - shared} and ${b.n - shared}. ${part ? "After parting" : "From the beginning"}: same experts ${percent(mean(after))}, entropy ${more >= 0 ? "+" : "−"}${decimal(Math.abs(more))} nats on the right.`,
+      words: `${shared} tokens shared, then ${a.n - shared} and ${b.n - shared}. ${part ? "After parting" : "From the beginning"}: same experts ${percent(mean(after))}, entropy ${Number.isNaN(more) ? "–" : signed(more)} nats on the right.`,
     };
   }
 
@@ -209,19 +203,19 @@ function fill(view) {
   }
 
   function pane(data, from, part, name) {
-    const stop = Math.min(data.n, from + WINDOW), text = el("div", { class: "k2-pane-text" });
-    if (from) text.append(el("span", { class: "k2-omitted", text: `… ${from} shared tokens … ` }));
+    const stop = Math.min(data.n, from + WINDOW), text = el("div.k2-pane-text");
+    if (from) text.append(el("span.k2-omitted", { text: `… ${from} shared tokens … ` }));
     for (let i = from; i < stop; i++) {
       if (KINDS[data.column.kinds[i]] === "marker" && i !== part) { // they would hide the words
         if (text.lastChild?.nodeName === "SPAN" && i > from) text.append(el("br"));
         continue;
       }
       const node = el("span", { class: `k2-token${i < part ? " k2-shared" : ""}${i === part ? " k2-parts" : ""}`, "data-i": i, text: data.texts[i] });
-      node.style.setProperty("--kind", `rgb(${KIND_COLOURS[KINDS[data.column.kinds[i]]].join(",")})`);
+      node.style.setProperty("--kind", kindColour(data.column.kinds[i]));
       text.append(node);
     }
-    if (stop < data.n) text.append(el("span", { class: "k2-omitted", text: ` … ${data.n - stop} more tokens` }));
-    return el("div", { class: "k2-pane", tabindex: 0, role: "region", "aria-label": `Text of ${name}` }, el("div", { class: "k2-pane-name", text: name }), text);
+    if (stop < data.n) text.append(el("span.k2-omitted", { text: ` … ${data.n - stop} more tokens` }));
+    return el("div.k2-pane", { tabindex: 0, role: "region", "aria-label": `Text of ${name}` }, el("div.k2-pane-name", { text: name }), text);
   }
   panes.addEventListener("pointerover", (event) => { const node = event.target instanceof Element ? event.target.closest("[data-i]") : null; if (node) store.hover({ playhead: Number(node.dataset.i) }); }, { signal });
   panes.addEventListener("pointerleave", () => store.leave(), { signal });

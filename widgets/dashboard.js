@@ -18,13 +18,13 @@ export const TABS = [["experts", "Experts", experts], ["lens", "Routing", lens],
 function fill({ model, store, root, signal, fail }) {
   root.classList.add("k2-dashboard");
   const panel = (name, widget) => {
-    const node = el("section", { class: "k2lab k2-panel", "aria-label": name });
+    const node = el("section.k2lab.k2-panel", { "aria-label": name });
     widget.fill({ model, store, root: node, signal, fail, compact: true });
     return node;
   };
   const tabs = [], panels = [], name = `k2-tab-${Math.floor(performance.now() * 1000)}`;
-  const list = el("div", { class: "k2-tabs", role: "tablist", "aria-label": "Views" });
-  const side = el("div", { class: "k2-side" }, list);
+  const list = el("div.k2-tabs", { role: "tablist", "aria-label": "Views" });
+  const side = el("div.k2-side", {}, list);
   TABS.forEach(([key, label, widget], place) => {
     const tab = el("button", { type: "button", class: "k2-tab", role: "tab", id: `${name}-${key}`, "aria-controls": `${name}-${key}-panel`, text: label });
     const node = panel(label, widget);
@@ -57,7 +57,7 @@ function fill({ model, store, root, signal, fail }) {
   }, signal);
   const low = panel("Timeline", timeline);
   low.classList.add("k2-low");
-  root.append(statusLine(store, signal), el("div", { class: "k2-board" }, panel("Tokens", thoughts), side, low));
+  root.append(statusLine(store, signal), el("div.k2-board", {}, panel("Tokens", thoughts), side, low));
   onTrait(model, "tab", show, signal);
   show();
 }

@@ -2,7 +2,7 @@ import { clamp, decimal, KINDS, NAMES, percent } from "./_numbers.js";
 import { calm, gradient, ramp } from "./_colour.js";
 import { choice, el, onKeys, storeView, traitChoice } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
-import { pixels } from "./_pen.js";
+import { fillBox, pixels, putText, strokeBox } from "./_pen.js";
 
 /**
  * ExpertMap: layers × routed experts as one picture. The last token, the whole run, the selected
@@ -125,16 +125,14 @@ function draw(pen, at, ink, { data, order, shown, even, colours, row, expert, to
   if (now.some((one, i) => one !== drawn[i])) { pixels(scratch, rows, experts, (r, c) => share(shown.values[r * experts + order[r][c]]), colours); lastDrawn.set(scratch, now); }
   pen.drawImage(scratch, at.left, at.top, at.cell * experts, at.line * rows);
   if (at.gap) {
-    pen.fillStyle = ink.bg;
-    for (let c = 1; c < experts; c++) pen.fillRect(at.left + c * at.cell - 1, at.top, 1, at.line * rows);
-    for (let r = 1; r < rows; r++) pen.fillRect(at.left, at.top + r * at.line - 1, at.cell * experts, 1);
+    for (let c = 1; c < experts; c++) fillBox(pen, ink.bg, [at.left + c * at.cell - 1, at.top, 1, at.line * rows]);
+    for (let r = 1; r < rows; r++) fillBox(pen, ink.bg, [at.left, at.top + r * at.line - 1, at.cell * experts, 1]);
   }
   axes(pen, at, ink, data, sort);
   bars(pen, at, ink, even);
   const frame = (r, e, colour, width) => { // width below 0: inside the cell
     const x = at.left + order[r].indexOf(e) * at.cell, y = at.top + r * at.line, w = Math.max(at.cell - at.gap, 3), h = at.line - at.gap;
-    pen.strokeStyle = colour; pen.lineWidth = Math.abs(width);
-    pen.strokeRect(x - width / 2, y - width / 2, w + width, h + width);
+    strokeBox(pen, colour, [x - width / 2, y - width / 2, w + width, h + width], Math.abs(width));
   };
   if (token >= 0 && at.cell >= 4) for (let r = 0; r < rows; r++) for (const one of data.choices(token, r)) { frame(r, one.expert, "#000", 1); frame(r, one.expert, "#fff", -1); }
   if (pin[0] >= 0 && pin[0] < rows && pin[1] >= 0 && pin[1] < experts) frame(pin[0], pin[1], ink.pin, 2);
@@ -147,9 +145,8 @@ const lastDrawn = new WeakMap();
 function axes(pen, at, ink, { rows, experts, dense }, sort) {
   const every = Math.max(1, Math.ceil(13 / at.line) * (at.line < 13 ? 3 : 1));
   pen.font = `11px ${ink.sans}`;
-  pen.fillStyle = ink.dim;
-  pen.textBaseline = "middle"; pen.textAlign = "right";
-  for (let r = 0; r < rows; r += every) pen.fillText(`L${r + dense}`, at.left - 6, at.top + (r + 0.5) * at.line);
+  pen.textBaseline = "middle";
+  for (let r = 0; r < rows; r += every) putText(pen, ink.dim, `L${r + dense}`, at.left - 6, at.top + (r + 0.5) * at.line, "right");
   pen.textBaseline = "top"; pen.textAlign = "left";
   const below = at.top + rows * at.line + 5, words = { load: "busiest expert of each layer first", affinity: "thinking first, answer last, in each layer" }[sort];
   if (words) { pen.fillText(words, at.left, below); return; }
@@ -159,19 +156,18 @@ function axes(pen, at, ink, { rows, experts, dense }, sort) {
 
 function bars(pen, at, ink, even) {
   const columns = [["entropy", "entropy", decimal], ["gini", "Gini", decimal], ["dormant", "dormant", percent]].slice(0, at.bars);
-  pen.textAlign = "left"; pen.font = `11px ${ink.sans}`;
+  pen.font = `11px ${ink.sans}`;
   columns.forEach(([name, label, words], i) => {
     const x = at.barsAt + i * at.bar, width = at.bar - 8;
-    pen.fillStyle = ink.dim; pen.textBaseline = "alphabetic";
-    pen.fillText(label, x, at.top - 6, width);
+    pen.textBaseline = "alphabetic";
+    putText(pen, ink.dim, label, x, at.top - 6, "left", width);
     even.forEach((one, r) => {
       if (!one) return;
       const y = at.top + r * at.line;
-      pen.fillStyle = ink.soft;
-      pen.fillRect(x, y, Math.max(0.5, one[name] * width), at.line - 1);
+      fillBox(pen, ink.soft, [x, y, Math.max(0.5, one[name] * width), at.line - 1]);
       if (at.line < 14) return;
-      pen.fillStyle = ink.fg; pen.textBaseline = "middle";
-      pen.fillText(words(one[name]), x + 3, y + at.line / 2);
+      pen.textBaseline = "middle";
+      putText(pen, ink.fg, words(one[name]), x + 3, y + at.line / 2);
     });
   });
 }
@@ -183,8 +179,8 @@ function fill(view) {
   root.classList.add("k2-experts");
   let data = store.data, order = [], orderKey = "", even = [], evenKey = "", brush = { key: "", load: new Uint32Array(0) };
   let whole = { key: "", values: new Float32Array(0) }, glow = new Float32Array(0), glowAt = 0, glowSeen = 0, problem = "";
-  const box = el("input", { class: "k2-input k2-search", type: "search", placeholder: "L3 E12", "aria-label": "Find an expert, such as L3 E12" });
-  const low = el("span"), high = el("span"), swatch = el("span", { class: "k2-ramp" });
+  const box = el("input.k2-input.k2-search", { type: "search", placeholder: "L3 E12", "aria-label": "Find an expert, such as L3 E12" });
+  const low = el("span"), high = el("span"), swatch = el("span.k2-ramp");
   const trait = (name, label, options) => traitChoice(view, name, label, options, () => panel.paint());
   const panel = picturePanel(view, {
     name: "ExpertMap", label: "Routed experts by layer. Arrow keys move, Enter pins, Escape clears, slash searches.",
@@ -194,7 +190,7 @@ function fill(view) {
     at: (x, y, at) => { const cell = cellAt(at, x, y, data.rows, data.experts); return cell && { layer: cell.row + data.dense, expert: order[cell.row][cell.column] }; },
     hover: (cell) => { problem = ""; store.hover(cell); }, click: (cell) => store.pin(cell), keys,
   });
-  panel.foot.append(el("span", { class: "k2-legend" }, low, swatch, high));
+  panel.foot.append(el("span.k2-legend", {}, low, swatch, high));
 
   /** What is to be shown: values 0 … 1 (or −1 … 1), the load behind the bars, legend, or why not. */
   function chosen(mode, token, now) {

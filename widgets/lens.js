@@ -1,7 +1,8 @@
-import { clamp, decimal, half, percent } from "./_numbers.js";
-import { css, ramp } from "./_colour.js";
+import { clamp, decimal, half, signed } from "./_numbers.js";
+import { BLUE, css, ORANGE, ramp } from "./_colour.js";
 import { storeView, traitChoice } from "./_kit.js";
 import { picturePanel, stepOf } from "./_panel.js";
+import { fillBox, putText, strokeBox } from "./_pen.js";
 import { tray } from "./_tray.js";
 
 /**
@@ -90,44 +91,32 @@ export function lensRows(data, token, arrays) {
 function drawLayers(pen, at, ink, { lines, data, colours, focused, expert }) {
   pen.textBaseline = "middle";
   pen.font = `11px ${ink.sans}`;
-  pen.fillStyle = ink.dim;
-  pen.textAlign = "left";
-  pen.fillText("chosen, by score + bias", at.left, 9);
+  putText(pen, ink.dim, "chosen, by score + bias", at.left, 9);
   pen.fillText("nearly", at.left + at.chip * data.slots + 3, 9, at.chip * RUNNERS);
   if (at.path) pen.fillText("path", at.pathAt, 9);
   pen.fillText("margin", at.marginAt, 9);
   lines.forEach(({ marks, margin, layer }, r) => {
     const y = at.top + r * at.line, middle = y + at.line / 2;
-    if (layer === focused) { pen.fillStyle = ink.soft; pen.globalAlpha = 0.5; pen.fillRect(0, y, at.marginAt + at.margin, at.line); pen.globalAlpha = 1; }
-    pen.fillStyle = layer === focused ? ink.fg : ink.dim;
-    pen.textAlign = "right";
-    pen.fillText(`L${layer}`, at.left - 6, middle);
+    if (layer === focused) fillBox(pen, ink.soft, [0, y, at.marginAt + at.margin, at.line], 0.5);
+    putText(pen, layer === focused ? ink.fg : ink.dim, `L${layer}`, at.left - 6, middle, "right");
     marks.forEach((one, slot) => drawChip(pen, at.left + slot * at.chip, y, at, ink, one, colours, layer === focused && one.expert === expert, data.slots));
-    pen.fillStyle = ink.soft;
-    pen.fillRect(at.marginAt, y + at.line - 4, at.margin, 2);
-    pen.fillStyle = ink.pin;
-    pen.fillRect(at.marginAt, y + at.line - 4, at.margin * tie(margin), 2);
-    pen.fillStyle = ink.fg;
-    pen.textAlign = "left";
-    pen.fillText(margin < 0.00005 ? "< 0.0001" : decimal(margin, 4), at.marginAt, middle - 1);
+    fillBox(pen, ink.soft, [at.marginAt, y + at.line - 4, at.margin, 2]);
+    fillBox(pen, ink.pin, [at.marginAt, y + at.line - 4, at.margin * tie(margin), 2]);
+    putText(pen, ink.fg, margin < 0.00005 ? "< 0.0001" : decimal(margin, 4), at.marginAt, middle - 1);
   });
   if (at.path) drawPath(pen, at, ink, lines, data);
 }
 
 function drawChip(pen, x, y, at, ink, one, colours, focused, slots) {
   const high = at.line - 3, share = clamp((one.weight * slots) / 2.4, 0, 1);
-  if (one.chosen) { pen.fillStyle = css(colours, share); pen.fillRect(x, y + 1, at.chip - 2, high); }
-  else { pen.strokeStyle = ink.line; pen.lineWidth = 1; pen.strokeRect(x + 0.5, y + 1.5, at.chip - 3, high - 1); }
-  if (focused) { pen.strokeStyle = ink.pin; pen.lineWidth = 2; pen.strokeRect(x - 1, y, at.chip, high + 2); }
-  pen.fillStyle = one.chosen ? (share > 0.52 ? "#000" : "#fff") : ink.dim;
-  pen.textAlign = "center";
-  pen.fillText(String(one.expert), x + at.chip / 2 - 1, y + at.line / 2, at.chip - 5);
+  if (one.chosen) fillBox(pen, css(colours, share), [x, y + 1, at.chip - 2, high]); else strokeBox(pen, ink.line, [x + 0.5, y + 1.5, at.chip - 3, high - 1]);
+  if (focused) strokeBox(pen, ink.pin, [x - 1, y, at.chip, high + 2], 2);
+  putText(pen, one.chosen ? (share > 0.52 ? "#000" : "#fff") : ink.dim, String(one.expert), x + at.chip / 2 - 1, y + at.line / 2, "center", at.chip - 5);
 }
 
 function drawPath(pen, at, ink, layers, data) {
   const spot = (expert, row) => [at.pathAt + (expert + 0.5) / data.experts * at.path, at.top + (row + 0.5) * at.line];
-  pen.strokeStyle = ink.line; pen.lineWidth = 1;
-  pen.strokeRect(at.pathAt - 2.5, at.top + 0.5, at.path + 5, at.rows * at.line - 1);
+  strokeBox(pen, ink.line, [at.pathAt - 2.5, at.top + 0.5, at.path + 5, at.rows * at.line - 1]);
   pen.strokeStyle = ink.accent; pen.lineWidth = 1.5;
   pen.beginPath();
   layers.forEach(({ marks }, row) => { if (marks.length) { const [x, y] = spot(marks[0].expert, row); if (row) pen.lineTo(x, y); else pen.moveTo(x, y); } });
@@ -135,11 +124,8 @@ function drawPath(pen, at, ink, layers, data) {
   layers.forEach(({ marks }, row) => marks.forEach((one, rank) => {
     if (!one.chosen) return;
     const [x, y] = spot(one.expert, row), size = rank ? 3 : 5;
-    pen.globalAlpha = rank ? 0.55 : 1;
-    pen.fillStyle = rank ? ink.dim : ink.accent;
-    pen.fillRect(x - size / 2, y - size / 2, size, size);
+    fillBox(pen, rank ? ink.dim : ink.accent, [x - size / 2, y - size / 2, size, size], rank ? 0.55 : 1);
   }));
-  pen.globalAlpha = 1;
 }
 
 /** Score, bias and weight of the layer in focus: why selection is not weight. */
@@ -147,39 +133,33 @@ function drawFocus(pen, at, ink, { layer, marks, margin, expert, slots }) {
   const { x, y, width } = at.focus, columns = [["score", 0.36], ["bias", 0.3], ["weight", 0.34]], start = x + 40, room = width - 46;
   const most = { score: 1, bias: Math.max(...marks.map((one) => Math.abs(one.bias || 0)), 1e-6), weight: Math.max(...marks.map((one) => one.weight || 0), 1e-6) };
   if (at.focus.over) {
-    pen.fillStyle = ink.bg; pen.fillRect(x, y - 6, width, at.focus.height);
-    pen.strokeStyle = ink.accent; pen.lineWidth = 1; pen.strokeRect(x + 0.5, y - 5.5, width - 1, at.focus.height - 1);
+    fillBox(pen, ink.bg, [x, y - 6, width, at.focus.height]);
+    strokeBox(pen, ink.accent, [x + 0.5, y - 5.5, width - 1, at.focus.height - 1]);
   }
   pen.textBaseline = "middle";
   pen.font = `600 11px ${ink.sans}`;
-  pen.textAlign = "right"; pen.fillStyle = ink.fg;
-  pen.fillText(`L${layer}`, start - 6, y + 9);
+  putText(pen, ink.fg, `L${layer}`, start - 6, y + 9, "right");
   pen.font = `11px ${ink.sans}`;
   let left = start;
   for (const [name, share] of columns) {
     const wide = room * share - 10;
-    pen.fillStyle = ink.dim; pen.textAlign = "left";
-    pen.fillText({ score: "score, sigmoid", bias: "+ bias: choice", weight: "mixing weight" }[name], left, y + 9, wide);
+    putText(pen, ink.dim, { score: "score, sigmoid", bias: "+ bias: choice", weight: "mixing weight" }[name], left, y + 9, "left", wide);
     marks.forEach((one, i) => {
       const top = y + 20 + i * 17 + (i >= slots ? GAP : 0), value = one[name];
-      if (name === "score") { pen.fillStyle = one.expert === expert ? ink.pin : one.chosen ? ink.fg : ink.dim; pen.textAlign = "right"; pen.fillText(String(one.expert), start - 6, top + 8); }
-      if (!Number.isFinite(value)) { pen.fillStyle = ink.dim; pen.textAlign = "left"; pen.fillText(name === "weight" && !one.chosen ? "not mixed in" : "–", left, top + 8, wide); return; }
-      pen.fillStyle = ink.soft;
-      const size = (wide - 2) * Math.abs(value) / most[name], zero = name === "bias" ? left + wide / 2 : left;
-      pen.fillStyle = name === "bias" ? (value < 0 ? "#d98a3d" : "#5b9bd5") : ink.soft;
-      if (name === "bias") pen.fillRect(value < 0 ? zero - size / 2 : zero, top + 2, Math.max(0.5, size / 2), 12);
-      else pen.fillRect(left, top + 2, Math.max(0.5, size), 12);
-      pen.fillStyle = ink.fg; pen.textAlign = "left";
-      pen.fillText(name === "bias" ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}` : decimal(value, name === "score" ? 4 : 2), left + 3, top + 8);
+      if (name === "score") putText(pen, one.expert === expert ? ink.pin : one.chosen ? ink.fg : ink.dim, String(one.expert), start - 6, top + 8, "right");
+      if (!Number.isFinite(value)) { putText(pen, ink.dim, name === "weight" && !one.chosen ? "not mixed in" : "–", left, top + 8, "left", wide); return; }
+      const size = (wide - 2) * Math.abs(value) / most[name], middle = left + wide / 2;
+      if (name === "bias") fillBox(pen, value < 0 ? ORANGE : BLUE, [value < 0 ? middle - size / 2 : middle, top + 2, Math.max(0.5, size / 2), 12]);
+      else fillBox(pen, ink.soft, [left, top + 2, Math.max(0.5, size), 12]);
+      putText(pen, ink.fg, name === "bias" ? signed(value, 4) : decimal(value, name === "score" ? 4 : 2), left + 3, top + 8);
     });
     left += room * share;
   }
   if (marks.length <= slots) return;
-  const cut = y + 20 + slots * 17 + 9, words = `margin ${decimal(margin, 4)}`;
+  const cut = y + 20 + slots * 17 + 9;
   pen.strokeStyle = ink.pin; pen.lineWidth = 1;
   pen.beginPath(); pen.moveTo(x, cut); pen.lineTo(x + width - 96, cut); pen.stroke();
-  pen.fillStyle = ink.pin; pen.textAlign = "right";
-  pen.fillText(words, x + width - 12, cut);
+  putText(pen, ink.pin, `margin ${decimal(margin, 4)}`, x + width - 12, cut, "right");
 }
 
 // ---------------------------------------------------------------- the widget

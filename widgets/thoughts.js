@@ -1,10 +1,10 @@
-import { clamp, decimal, KIND_COLOURS, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
+import { clamp, decimal, kindColour, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
 import { css, faint, gradient, isDark, onTheme, rampOn } from "./_colour.js";
 import { button, el, onKeys, onSize, painter, storeView, table, toggle, traitChoice } from "./_kit.js";
 import { approvalCard } from "./_approval.js";
 import { askBox, controls, player, statusLine } from "./_head.js";
 import { takeAway, tablePane } from "./_panel.js";
-import { canvasPen, download, inkOf, pictureFile } from "./_pen.js";
+import { canvasPen, download, fillBox, inkOf, pictureFile, strokeBox } from "./_pen.js";
 import { paintText, popover, tokenFacts, visible } from "./_token.js";
 
 /**
@@ -150,11 +150,11 @@ function tokenNode(data, i, strip, colours) {
 /** A tool call's heading, and its result below its last block. */
 function callHead(call) {
   const { word, state } = callState(call);
-  return el("div", { class: "k2-call-head" }, el("span", { class: "k2-call-name", text: call ? call.name : "tool call" }), el("span", { class: "k2-call-state", "data-state": state, text: word }));
+  return el("div.k2-call-head", {}, el("span.k2-call-name", { text: call ? call.name : "tool call" }), el("span.k2-call-state", { "data-state": state, text: word }));
 }
 
 function callResult(call) {
-  return el("div", { class: "k2-call-result" }, el("span", { class: "k2-call-label", text: call.ok ? "result" : "error" }), el("pre", { text: call.content }));
+  return el("div.k2-call-result", {}, el("span.k2-call-label", { text: call.ok ? "result" : "error" }), el("pre", { text: call.content }));
 }
 
 // ---------------------------------------------------------------- the widget
@@ -166,20 +166,20 @@ function fill({ model, store, root, signal, fail, compact }) {
   let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = rampOn("cividis", true), dark = false, markers = false;
   let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false, rows = { key: "", wide: [] };
 
-  const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div", { class: "k2-list" });
-  const empty = el("p", { class: "k2-empty" });
-  const scroll = el("div", { class: "k2-scroll", tabindex: 0, role: "region", "aria-label": "Tokens. Arrow keys move, Shift selects, S chooses a part, Enter pins, Escape clears." }, empty, spaceAbove, list, spaceBelow);
-  const map = el("canvas", { class: "k2-minimap", "aria-hidden": "true" });
-  const pop = popover(store, signal), live = el("p", { class: "k2-hidden", "aria-live": "polite" });
-  const stage = el("div", { class: "k2-stage" }, scroll, map, pop.box);
-  const pane = tablePane("Tokens"), swatch = el("span", { class: "k2-ramp" }), lowWord = el("span"), highWord = el("span"), heatWords = el("span", { class: "k2-legend k2-heat-words" });
+  const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div.k2-list");
+  const empty = el("p.k2-empty");
+  const scroll = el("div.k2-scroll", { tabindex: 0, role: "region", "aria-label": "Tokens. Arrow keys move, Shift selects, S chooses a part, Enter pins, Escape clears." }, empty, spaceAbove, list, spaceBelow);
+  const map = el("canvas.k2-minimap", { "aria-hidden": "true" });
+  const pop = popover(store, signal), live = el("p.k2-hidden", { "aria-live": "polite" });
+  const stage = el("div.k2-stage", {}, scroll, map, pop.box);
+  const pane = tablePane("Tokens"), swatch = el("span.k2-ramp"), lowWord = el("span"), highWord = el("span"), heatWords = el("span.k2-legend.k2-heat-words");
   const paint = painter(draw, signal, fail);
   const repaint = () => { made.clear(); paint(); };
   const forms = takeAway((on) => { asTable = on; page = -1; paint(); }, picture, signal).group;
   forms.prepend(toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal));
-  const tools = el("div", { class: "k2-tools" }, controls(store, signal), player(store, signal),
+  const tools = el("div.k2-tools", {}, controls(store, signal), player(store, signal),
     traitChoice({ model, signal }, "strip", "Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), paint),
-    el("span", { class: "k2-legend" }, lowWord, swatch, highWord), heatWords, el("span", { class: "k2-gap" }), forms);
+    el("span.k2-legend", {}, lowWord, swatch, highWord), heatWords, el("span.k2-gap"), forms);
   if (!compact) root.append(statusLine(store, signal));
   root.append(tools, stage, pane, askBox(store, signal), live);
 
@@ -205,13 +205,13 @@ function fill({ model, store, root, signal, fail, compact }) {
     const state = call ? `${call.ok}${call.approval}` : "", key = `${block.stop}|${block.last}|${folded}|${state}|${markers}`;
     const known = made.get(block.start);
     if (known?.key === key) return known.node;
-    const body = el("div", { class: "k2-body" });
+    const body = el("div.k2-body");
     const node = el("div", { class: `k2-block k2-${kind}${block.first ? " k2-first" : ""}${block.last ? " k2-last" : ""}` }, body);
     if (block.first && kind !== "marker") node.prepend(letterButton(kind));
     if (block.first && block.kind === CALL) body.append(callHead(call));
     if (block.first && (kind === "system" || kind === "result")) body.append(foldButton(block.group, group, folded));
     if (!folded) {
-      const line = el("div", { class: "k2-text" });
+      const line = el("div.k2-text");
       for (let i = block.start; i < block.stop; i++) {
         if (markers || data.column.kinds[i] !== 0) line.append(tokenNode(data, i, strip, colours));
         else if (block.kind === CALL && i > group.body) line.append(el("br")); // between name and arguments
@@ -315,15 +315,12 @@ function fill({ model, store, root, signal, fail, compact }) {
     const width = map.clientWidth, height = scroll.clientHeight, total = Math.max(1, sums[sums.length - 1]), scale = Math.min(1, height / total);
     const pen = canvasPen(map, width, height);
     blocks.forEach((block, b) => {
-      pen.fillStyle = `rgba(${KIND_COLOURS[KINDS[block.kind]].join(",")},0.55)`;
-      pen.fillRect(3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0)));
+      fillBox(pen, kindColour(block.kind, 0.55), [3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0))]);
     });
-    pen.fillStyle = dark ? "#fff" : "#000";
     const key = `${maskKey}|${total}|${height}`;
     if (rows.key !== key) rows = { key, wide: useRows(blocks, sums, heights, mask, scale, Math.ceil(height) + 1) };
-    rows.wide.forEach((share, y) => { if (share) pen.fillRect(0, y, Math.max(3, width * share), 1); }); // wide: dense
-    pen.strokeStyle = dark ? "rgba(255,255,255,.75)" : "rgba(0,0,0,.6)";
-    if (total > height) pen.strokeRect(0.5, scroll.scrollTop * scale + 0.5, width - 1, Math.max(4, height * scale - 1));
+    rows.wide.forEach((share, y) => { if (share) fillBox(pen, dark ? "#fff" : "#000", [0, y, Math.max(3, width * share), 1]); }); // wide: dense
+    if (total > height) strokeBox(pen, dark ? "rgba(255,255,255,.75)" : "rgba(0,0,0,.6)", [0.5, scroll.scrollTop * scale + 0.5, width - 1, Math.max(4, height * scale - 1)]);
   }
 
   function drawTable() {
@@ -334,7 +331,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     if (pane.dataset.key === key) return;
     pane.dataset.key = key;
     const turn = (step) => () => { page += step; paint(); };
-    pane.replaceChildren(el("div", { class: "k2-group" }, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
+    pane.replaceChildren(el("div.k2-group", {}, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
       table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "router margin", "seconds"], tableRows(data, from, to)));
   }
 
