@@ -7,8 +7,12 @@ asked for by its id or its name can be a special one.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from k2lab.agent.tools import Tool, call
+from k2lab.engine.edits import Edit
 from k2lab.engine.events import KINDS, Captured, Event, PromptRead, Routed
+from k2lab.engine.experiment import Subject
 from k2lab.engine.generate import KindTracker, Prompt, check_ids
 from k2lab.errors import InputError
 from k2lab.spec.config import K2Config
@@ -19,6 +23,21 @@ Token = int | str | Sequence[int]
 """An id, the text of one token (a special one's name too), or several ids."""
 
 
+def turn_of(trace: Trace, turns: Sequence[int], stops: Sequence[int], at: int) -> int:
+    """The beginning of the model's turn in which a run may branch at this index."""
+    length = len(trace)
+    if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= length:
+        raise _nowhere(f"A branch at {at!r} of a run of {length} tokens")
+    start = max((turn for turn in turns if turn <= at), default=None)
+    if start is None:
+        raise _nowhere(f"A branch at {at}, inside the prompt")
+    end = next((i for i in range(start, at) if int(trace.ids[i]) in stops), None)
+    if end is not None:
+        inside = "after the end of the run" if at == length else "inside a tool result"
+        raise _nowhere(f"A branch at {at}, {inside} (the turn ended with token {end})")
+    return start
+
+
 def beyond(trace: Trace, event: Event) -> Event | None:
     """The event without what the trace holds already; None if that is all of it."""
     if isinstance(event, Routed) and event.start >= trace.routed:  # nearly every one
@@ -26,14 +45,14 @@ def beyond(trace: Trace, event: Event) -> Event | None:
     match event:
         case PromptRead(start, ids, texts, kinds):
             new = max(0, len(trace) - start)
-            if new == len(ids):
+            if new >= len(ids):
                 return None
             return replace(
                 event, start=start + new, ids=ids[new:], texts=texts[new:], kinds=kinds[new:]
             )
         case Routed(start, experts, weights, margin):
             new = max(0, trace.routed - start)
-            if new == len(experts):
+            if new >= len(experts):
                 return None
             rest = experts[new:], weights[new:], margin[new:]
             return Routed(start + new, *rest, event.seconds)
@@ -59,9 +78,25 @@ def given_in(turn: Sequence[int], given: Sequence[int], tokenizer: Tokenizer) ->
     return Prompt(tuple(given), tuple(text for text, _ in mine), tuple(kind for _, kind in mine))
 
 
-def joined(first: Prompt, then: Prompt) -> Prompt:
-    """Both prompts as one."""
-    return Prompt(first.ids + then.ids, first.texts + then.texts, first.kinds + then.kinds)
+def subject_of(trace: Trace, edits: Sequence[Edit]) -> Subject:
+    """What an experiment is made with: the tokens that the last context read, under these edits."""
+    first, read = trace.contexts[-1].start, trace.routed
+    kinds = tuple(KINDS[code] for code in trace.kinds[first:read].tolist())
+    return Subject(
+        ids=tuple(trace.ids[first:read].tolist()),
+        kinds=kinds,
+        scored=tuple(np.flatnonzero(~np.isnan(trace.entropy[first + 1 : read])).tolist()),
+        experts=trace.experts[first:],
+        edits=tuple(each for edit in edits if (each := _counted_from(first, edit))),
+    )
+
+
+def _counted_from(first: int, edit: Edit) -> Edit | None:
+    """The edit for tokens that are counted from `first` on; None: it is of none of them."""
+    if edit.tokens is None:
+        return edit
+    start, stop = (max(0, place - first) for place in edit.tokens)
+    return replace(edit, tokens=(start, stop)) if stop else None
 
 
 def ask_again(trace: Trace, tools: Sequence[Tool]) -> None:
@@ -109,6 +144,14 @@ def _ids_of(token: Token, tokenizer: Tokenizer) -> list[int]:
             f"A branch with the token {str(token)[:40]}", "an id, a text, or a list of ids"
         )
     return ids
+
+
+def _nowhere(found: str) -> InputError:
+    return InputError(
+        f"{found}.",
+        expected="the index of a token that the model chose, or the one after its last.",
+        mend="Look the index up in `run.trace.texts`, or hover the token.",
+    )
 
 
 def _unclear(found: str, expected: str) -> InputError:

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor
 
-from k2lab.agent.budget import Budget
-from k2lab.agent.loop import Mind, converse
 from k2lab.agent.tools import Tool
 from k2lab.engine.capture import ROUTE, Level, level_of
 from k2lab.engine.edits import Edit, How, Json, edits_at, refused, unique
@@ -32,8 +30,8 @@ from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.model.load import Placement, Places, load_model
-from k2lab.recipe import Conversation, Recipe, Source, messages_of
-from k2lab.rules import Given, Rules, begun
+from k2lab.recipe import Conversation, Recipe, Source
+from k2lab.rules import Limited, begun, bound
 from k2lab.run import LabRun
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import cache_bytes_per_token, multi_head_bytes_per_token
@@ -155,14 +153,16 @@ class Lab:
         sampler: Sampler | None = None,
         max_tokens: int = MAX_TOKENS,
         tap: Tap = untouched,
+        **rules: Unpack[Limited],
     ) -> Iterator[Event]:
         """Events of a run in this thread: thinking, tool calls and all, until the answer.
 
         Without `tools` the lab's own are used; without a sampler, the checkpoint's habit (K2-nano:
-        greedy, others: temperature 1).
+        greedy, others: temperature 1). Budget and rules are those of `run`; without `approve`
+        nobody can be asked, so a call that would wait for a person is refused.
         """
-        settings = self._settings(sampler, max_tokens, tap)
-        return self._alone(self._converse(conversation, tools, settings))
+        recipe = self._recipe(conversation, tools, sampler, max_tokens=max_tokens, rules=rules)
+        return LabRun(self, replace(recipe, tap=tap)).here()
 
     def run(
         self,
@@ -173,31 +173,21 @@ class Lab:
         max_tokens: int = MAX_TOKENS,
         tap: Tap = untouched,
         capture: Level | str = ROUTE,
-        budget: Budget | None = None,
         store: "Store | None" = None,
-        **rules: Unpack[Given],
+        **rules: Unpack[Limited],
     ) -> "LabRun":
         """The same run in a worker thread: returns at once, shows itself live in a notebook.
 
         Its widgets are new, or those around `store`, which then shows this run. `capture` says how
         much is recorded: "off", "route", "scores", "attention", "residual", "full", or a `Level`.
-        `budget` ends the run after so many turns, tokens or seconds, or so much cost of calls.
+        `budget` ends the run after so many turns, tokens or seconds, or so much cost of calls, and
+        says how much it remembers at once.
         `policy` and `mandate` say which calls are made, `approve` stands for the person who is
         asked, `journal` is a file that is written ahead, without the `secrets`; a `memory` adds its
         tools.
         """
-        recipe = Recipe(
-            conversation=conversation,
-            tools=None if tools is None else tuple(tools),
-            sampler=self._sampler(sampler),
-            max_tokens=max_tokens,
-            edits=self.edits,
-            tap=tap,
-            capture=level_of(capture),
-            budget=budget or Budget(),
-            rules=Rules.of(**rules),
-        )
-        run = LabRun(self, recipe).begin()
+        recipe = self._recipe(conversation, tools, sampler, max_tokens=max_tokens, rules=rules)
+        run = LabRun(self, replace(recipe, tap=tap, capture=level_of(capture))).begin()
         self.latest = run
         return run if store is None else run.show_in(store)
 
@@ -207,8 +197,7 @@ class Lab:
         *,
         tools: Sequence[Tool] | None = None,
         sampler: Sampler | None = None,
-        budget: Budget | None = None,
-        **rules: Unpack[Given],
+        **rules: Unpack[Limited],
     ) -> "LabRun":
         """The run of a journal, gone on with where it was interrupted.
 
@@ -217,15 +206,9 @@ class Lab:
         """
         rules["journal"] = path
         about = begun(Path(path), self, tools, rules)
-        recipe = Recipe(
-            conversation=about["messages"],
-            tools=None if tools is None else tuple(tools),
-            sampler=self._sampler(sampler),
-            max_tokens=about["max_tokens"],
-            budget=budget or Budget(),
-            rules=Rules.of(**rules),
-        )
-        run = LabRun(self, recipe).begin(again=True)
+        messages, most = about["messages"], about["max_tokens"]
+        recipe = self._recipe(messages, tools, sampler, max_tokens=most, rules=rules)
+        run = LabRun(self, replace(recipe, edits=())).begin(again=True)
         self.latest = run
         return run
 
@@ -291,12 +274,25 @@ class Lab:
             multi_head_bytes=multi_head_bytes_per_token(config, item_bytes=item),
         )
 
-    def _converse(
-        self, conversation: Conversation, tools: Sequence[Tool] | None, settings: Settings
-    ) -> Iterator[Event]:
-        messages = messages_of(conversation)
-        chosen = self.tools if tools is None else tools
-        return converse(Mind(self.model, self.tokenizer), messages, chosen, settings)
+    def _recipe(
+        self,
+        conversation: Conversation,
+        tools: Sequence[Tool] | None,
+        sampler: Sampler | None,
+        *,
+        max_tokens: int,
+        rules: Limited,
+    ) -> Recipe:
+        budget, others = bound(rules)
+        return Recipe(
+            conversation=conversation,
+            tools=None if tools is None else tuple(tools),
+            sampler=self._sampler(sampler),
+            max_tokens=max_tokens,
+            edits=self.edits,
+            budget=budget,
+            rules=others,
+        )
 
     def _settings(self, sampler: Sampler | None, max_tokens: int, tap: Tap) -> Settings:
         if max_tokens < 1:

@@ -183,8 +183,10 @@ class LiveDetails:
         run, ids = self._run(), _prefix(trace, token)
         with run.lab.alone():
             found = replay.reading(run.lab.model, ids, layer, self._tap(run, trace, token))
-        arrays = {"weights": found.weights, "rope": found.rope, "norm": found.norm}
-        return Detail("derived", arrays)
+        gone = trace.context_of(token)  # of what was forgotten nothing can be read
+        before = ((0, 0), (gone, 0))
+        arrays = {"weights": np.pad(found.weights, before), "rope": found.rope}
+        return Detail("derived", arrays | {"norm": np.pad(found.norm, before[1])})
 
     @staticmethod
     def _tap(run: "LabRun", trace: Trace, token: int) -> Tap:
@@ -192,9 +194,10 @@ class LiveDetails:
         recipe = run.recipe
         if not recipe.edits:
             return recipe.tap
-        kinds = [KINDS[code] for code in trace.kinds[: token + 1].tolist()]
+        first = trace.context_of(token)
+        kinds = [KINDS[code] for code in trace.kinds[first : token + 1].tolist()]
         surgery = Surgery(recipe.edits, run.lab.config)
-        return chain(recipe.tap, surgery.tap(0, kinds, token + 1))
+        return chain(recipe.tap, surgery.tap(first, kinds, len(kinds)))
 
 
 def when_free(act: Callable[[], Made]) -> Made:
@@ -224,13 +227,14 @@ def free_path(run: "LabRun", ending: str) -> Path:
 
 
 def _prefix(trace: Trace, token: int) -> list[int]:
-    if token >= LONGEST_REPLAY:
+    first = trace.context_of(token)
+    if token - first >= LONGEST_REPLAY:
         raise InputError(
-            f"Token {token} comes after {token:,} others.",
+            f"Token {token} comes after {token - first:,} others.",
             expected=f"at most {LONGEST_REPLAY:,} tokens to compute again.",
             mend="run it with capture='full', or look at an earlier token.",
         )
-    return np.asarray(trace.ids[: token + 1]).tolist()
+    return np.asarray(trace.ids[first : token + 1]).tolist()
 
 
 def _whole(value: Any) -> TypeGuard[int]:

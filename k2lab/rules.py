@@ -86,12 +86,23 @@ class Given(TypedDict, total=False):
     memory: Memory | None
 
 
-class Resumed(Given, total=False):
+class Limited(Given, total=False):
+    """The rules and the budget."""
+
+    budget: Budget | None
+
+
+class Resumed(Limited, total=False):
     """What `k2lab.resume` may be given beside."""
 
     tools: Sequence[Tool] | None
     sampler: Sampler | None
-    budget: Budget | None
+
+
+def bound(given: Limited) -> tuple[Budget, Rules]:
+    """What keywords say of the budget, and of the rules."""
+    rules: dict[str, Any] = {name: value for name, value in given.items() if name != "budget"}
+    return given.get("budget") or Budget(), Rules.of(**rules)
 
 
 class Desk:

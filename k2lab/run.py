@@ -12,42 +12,37 @@ runs differ (`trace/compare.py`).
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from k2lab.agent.calling import cancellation
 from k2lab.agent.journal import Journal
 from k2lab.agent.loop import Mind, Place, carry_on, opening
 from k2lab.agent.resume import stand, tell_again
-from k2lab.agent.terms import NoWitness, Request, Terms
+from k2lab.agent.terms import Approver, NoWitness, Request, Terms, nobody
 from k2lab.agent.tools import Tool, call
-from k2lab.branch import (
-    Token,
-    again,
-    ask_again,
-    beyond,
-    given_ids,
-    given_in,
-    joined,
-)
+from k2lab.branch import Token, again, ask_again, beyond, given_ids, given_in, subject_of, turn_of
 from k2lab.engine.edits import Edit, Json, unique
-from k2lab.engine.events import KINDS, Event, PromptRead
-from k2lab.engine.experiment import Experiment, Subject, experiment
+from k2lab.engine.events import Event, PromptRead
+from k2lab.engine.experiment import Experiment, experiment
 from k2lab.engine.generate import Settings
 from k2lab.engine.sampling import Sampler, anew
 from k2lab.engine.session import Control, Run
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain
 from k2lab.errors import BusyError, InputError
+from k2lab.model.cache import LatentCache
 from k2lab.recipe import Recipe, cell, messages_of
 from k2lab.rules import Desk, guard_of, journal_of, with_memory
+from k2lab.spec.sites import Tap
 from k2lab.trace.compare import Comparison, compare
 from k2lab.trace.trace import Trace
 
 if TYPE_CHECKING:
     from k2lab.lab import Lab
-    from k2lab.model.cache import LatentCache
     from k2lab.widgets.attention import AttentionCache
     from k2lab.widgets.base import Column
     from k2lab.widgets.compare import CompareBranch
@@ -115,22 +110,44 @@ class LabRun(Run):
 
     def begin(self, *, again: bool = False) -> Self:
         """This run, started: with its prompt, where it leaves its parent, or `again`, resumed."""
+        tap = chain(self.control.tap, self.recipe.tap)
+        with self._or_undone(again=again):
+            self.start(self._prepared(tap, self.desk.approver, again=again), self.lab.lock)
+        if self.parent is not None:
+            self.parent.children.append(self)
+        return self
+
+    def here(self) -> Iterator[Event]:
+        """The events of this run in the caller's thread, where nobody is asked but `approve`.
+
+        Where the caller is a tool call that is given up, the run ends: Halted.
+        """
+        asked = nobody if self.recipe.rules.approve is None else self.desk.approver
+        with self.lab.alone(), cancellation().calling(self.stop):
+            with self._or_undone():
+                events = self._prepared(self.recipe.tap, asked)
+            yield from events
+
+    @contextmanager
+    def _or_undone(self, *, again: bool = False) -> Iterator[None]:
+        """Leaves no journal of a run that could not begin."""
         try:
-            return self._begin(again=again)
+            yield
         except Exception:
-            if self._journal is not None:  # nothing was run
+            if self._journal is not None:
                 self._journal.close()
                 if not again:
                     self._journal.discard()
             raise
 
-    def _begin(self, *, again: bool) -> Self:
+    def _prepared(self, tap: Tap, approver: Approver, *, again: bool = False) -> Iterator[Event]:
+        """The events to come, under all that the recipe says."""
         lab, recipe, parent = self.lab, self.recipe, self.parent
         mind = Mind(lab.model, lab.tokenizer)
         settings = Settings(
             sampler=recipe.sampler,
             max_tokens=recipe.max_tokens,
-            tap=chain(self.control.tap, recipe.tap),
+            tap=tap,
             edits=Surgery(recipe.edits, lab.config) if recipe.edits else None,
             capture=recipe.capture,
         )
@@ -139,7 +156,10 @@ class LabRun(Run):
         )
         messages = messages_of(recipe.conversation)
         terms = Terms(
-            budget=recipe.budget, approver=self.desk.approver, halted=lambda: self.control.stopped
+            budget=recipe.budget,
+            approver=approver,
+            halted=lambda: self.control.stopped,
+            memory=recipe.rules.memory,
         )
         if again:
             place, terms = self._interrupted(mind, tools, terms)
@@ -155,11 +175,8 @@ class LabRun(Run):
             witness = self._journal or NoWitness()
             guard = guard_of(recipe.rules, messages, witness.run)
             terms = replace(terms, witness=witness, guard=guard)
-        self.start(self._noting(carry_on(mind, place, tools, settings, terms)), lab.lock)
         self.cache = place.cache
-        if parent is not None:
-            parent.children.append(self)
-        return self
+        return self._noting(carry_on(mind, place, tools, settings, terms))
 
     def branch(
         self,
@@ -184,7 +201,7 @@ class LabRun(Run):
                 expected="a run that has ended, to branch off.",
                 mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
             )
-        self._turn_of(at)
+        turn_of(self.trace, self.turns, self.lab.config.stop_ids, at)
         chosen = (*self.recipe.edits, *self.lab.edits) if edits is None else edits
         recipe = replace(
             self.recipe,
@@ -203,21 +220,13 @@ class LabRun(Run):
         self, edits: Sequence[Edit | Json], *, controls: int = 12, seed: int = 0
     ) -> Experiment:
         """What the edits do to this run's tokens, against random experts of equal load."""
-        trace, read = self.trace, self.trace.routed
-        if not read:
+        if not self.trace.routed:
             raise InputError(
                 "A run without recorded routes.",
                 expected="routes, to find experts of equal load.",
                 mend="Run it again with capture='route'.",
             )
-        kinds = tuple(KINDS[code] for code in trace.kinds[:read].tolist())
-        subject = Subject(
-            ids=tuple(trace.ids[:read].tolist()),
-            kinds=kinds,
-            scored=tuple(np.flatnonzero(~np.isnan(trace.entropy[1:read])).tolist()),
-            experts=trace.experts,
-            edits=self.recipe.edits,
-        )
+        subject = subject_of(self.trace, self.recipe.edits)
         with self.lab.alone():
             return experiment(self.lab.model, subject, unique(edits), controls=controls, seed=seed)
 
@@ -303,19 +312,24 @@ class LabRun(Run):
     def _leave(self, parent: "LabRun") -> Place:
         """Where this branch leaves its parent: a fork of the cache, and what is given there."""
         given, trace = self.recipe.given, self.trace
+        first = trace.contexts[-1].start
         assert parent.cache is not None
         cache = parent.cache.fork()
+        if first < parent.trace.contexts[-1].start:  # it was forgotten since: read again
+            cache = LatentCache(self.lab.config)
         # Logits are not remembered: with nothing given, the last token is read once more for them.
         # Routes that a stop cut off are read again too.
         known = trace.routed or len(trace)
-        cache.truncate(min(known, len(trace) if given else len(trace) - 1))
+        cache.truncate(min(known, len(trace) if given else len(trace) - 1) - first)
         turn = tuple(trace.ids[self.turns[-1] :].tolist())
-        prompt = joined(again(trace, cache.length), given_in(turn, given, self.lab.tokenizer))
+        whole, more = again(trace, first), given_in(turn, given, self.lab.tokenizer)
+        prompt, held = whole.after(cache.length) + more, whole.after(0, cache.length)
         times = trace.seconds[~np.isnan(trace.seconds)]
         seconds = float(times[-1]) if len(times) else 0.0
         by_hand = bool(given) and given[-1] in self.lab.config.stop_ids
         steps = len(self.turns) - 1
-        return Place(prompt, cache, (*turn, *given), steps, seconds, by_hand=by_hand)
+        place = Place(prompt, cache, (*turn, *given), steps, seconds, by_hand=by_hand)
+        return replace(place, held=held, first=first)
 
     def _noting(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, while the beginnings of turns are noted; nothing of the prefix twice."""
@@ -338,7 +352,8 @@ class LabRun(Run):
         assert path is not None
         self._journal, records = Journal.reopen(path, mind.tokenizer, secrets=secrets)
         found = stand(records, self._journal, mind)
-        self.turns, self._given = list(found.turns), len(found.place.prompt.ids)
+        read = (*found.place.earlier, found.place.prompt)
+        self.turns, self._given = list(found.turns), sum(len(each.ids) for each in read)
         for event in found.events:
             self.trace.append(event)
         by_name = {each.name: each for each in tools}
@@ -362,26 +377,3 @@ class LabRun(Run):
                 mend="Look at `run.waiting`.",
             )
         return waiting[0].digest
-
-    def _turn_of(self, at: int) -> int:
-        """The beginning of the model's turn in which a run may branch at this index."""
-        length, stops = len(self.trace), self.lab.config.stop_ids
-        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= length:
-            raise _nowhere(f"A branch at {at!r} of a run of {length} tokens")
-        start = max((turn for turn in self.turns if turn <= at), default=None)
-        if start is None:
-            raise _nowhere(f"A branch at {at}, inside the prompt")
-        ends = (i for i in range(start, at) if int(self.trace.ids[i]) in stops)
-        end = next(ends, None)
-        if end is not None:
-            inside = "after the end of the run" if at == length else "inside a tool result"
-            raise _nowhere(f"A branch at {at}, {inside} (the turn ended with token {end})")
-        return start
-
-
-def _nowhere(found: str) -> InputError:
-    return InputError(
-        f"{found}.",
-        expected="the index of a token that the model chose, or the one after its last.",
-        mend="Look the index up in `run.trace.texts`, or hover the token.",
-    )

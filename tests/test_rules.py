@@ -300,6 +300,22 @@ def test_a_budget_may_be_raised_and_the_run_goes_on(lab: Lab, tmp_path: Path) ->
     assert again.trace.stopped.tokens > run.trace.stopped.tokens
 
 
+def test_a_turn_that_was_gone_on_with_keeps_what_was_read_before_it(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Cut within its second turn, gone on with and cut again: the result before it stays."""
+    path, given = tmp_path / "run.journal", {"tools": [adder([])]}
+    first = len(lab.tokenizer.encode_segments([Segment(TURNS[0], markers=True, kind="answer")]))
+    budgets = [Budget(tokens=first + more) for more in (3, 6)]
+    sampler = script(lab, *TURNS)
+    run = ended(lab.run("Go.", sampler=sampler, journal=path, budget=budgets[0], **given))
+    ended(k2lab.resume(path, lab=lab, sampler=sampler, budget=budgets[1], **given))
+    again = ended(k2lab.resume(path, lab=lab, sampler=sampler, **given))
+    assert again.trace.answer == "Done."
+    assert again.trace.ids.tolist()[: len(run.trace)] == run.trace.ids.tolist()
+    assert "## Return of" in again.trace.text()
+
+
 def test_a_memory_adds_its_tools_and_outlives_the_run(lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "memory.db"
     memory = Memory(path)

@@ -12,6 +12,7 @@ from k2lab.engine.session import Halted
 from k2lab.errors import InputError
 
 STEPS = 320  # turns of one run: K2 Thinking is known for 200–300 calls in a row
+LEAST = {"steps": 1, "tokens": 1, "seconds": 0, "cost": 0, "context": 1}
 SLICE = 0.02  # seconds of sleep between looks at the clock and at the person's Stop
 
 
@@ -23,13 +24,14 @@ class Budget:
     tokens: int | None = None  # chosen by the model
     seconds: float | None = None  # wall time
     cost: float | None = None  # of all calls together, as their tools state it
+    context: int | None = None  # tokens remembered at once; near it, old results make room
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("tokens", 1), ("seconds", 0), ("cost", 0)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is None and name != "steps":
                 continue
-            whole = name in ("steps", "tokens")
+            whole = name in ("steps", "tokens", "context")
             number = isinstance(value, int if whole else int | float)
             if not number or isinstance(value, bool) or not value >= least:
                 raise InputError(

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from k2lab.agent.keys import Key, verified
+from k2lab.agent.turns import as_given
 from k2lab.agent.veil import Veil
-from k2lab.engine.generate import KindTracker, Prompt, pieces
+from k2lab.engine.generate import Prompt
 from k2lab.errors import BusyError, JournalError
 from k2lab.text.tokenizer import Tokenizer
 
@@ -161,7 +162,7 @@ class Journal:
                 facts["given"] = None
             self._turns[step] = len(chosen)
             facts["given"] = self._tokens(facts["given"])
-            facts["chosen"] = self._tokens(self._chosen(chosen))
+            facts["chosen"] = self._tokens(as_given(chosen, self._tokenizer))
         self._write(kind, facts)
         if kind in DURABLE:
             os.fsync(self._file)
@@ -204,12 +205,6 @@ class Journal:
 
     def _tokens(self, prompt: Prompt | None) -> Any:
         return None if prompt is None else self._veil.hide_tokens(prompt, self._tokenizer)
-
-    def _chosen(self, ids: tuple[int, ...]) -> Prompt:
-        tracker = KindTracker(self._tokenizer)
-        return Prompt(
-            ids, tuple(pieces(ids, self._tokenizer)), tuple(tracker.feed(each) for each in ids)
-        )
 
 
 def checkpoint_of(path: Path) -> Path:

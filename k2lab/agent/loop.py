@@ -2,12 +2,13 @@
 
     think → call → result → think → … → answer
 
-One cache lives through the whole run: results are appended after what the model wrote, nothing is
-read twice. A conversation begins at an `opening`, or goes on from any `Place`. Whatever goes wrong
-with a call becomes a text that the model gets to read; a turn that is neither call nor answer is
-asked on, twice at most. Every call has a key of its own, step.position: wire ids are not unique.
-Not here: how a turn is written (`turns.py`), how calls are made (`calling.py`), what they may do
-(`policy.py`), where it is written down (`journal.py`).
+One cache lives through the whole run: results are appended after what the model wrote, and nothing
+is read twice, unless the context is nearly full: then it is compacted, and read anew in the same
+run. A conversation begins at an `opening`, or goes on from any `Place`. Whatever goes wrong with a
+call becomes a text that the model gets to read; a turn that is neither call nor answer is asked on,
+twice at most. Every call has a key of its own, step.position: wire ids are not unique.
+Not here: how a turn is written (`turns.py`), how room is made (`context.py`), how calls are made
+(`calling.py`), what they may do (`policy.py`), where it is written down (`journal.py`).
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from k2lab.agent.budget import Meter, Spent
 from k2lab.agent.calling import POLL, Done, Job, perform_all
+from k2lab.agent.context import Context
 from k2lab.agent.repeats import END, WARNINGS, WITHDRAWN, Repeats, signature
 from k2lab.agent.terms import Decision, Request, Terms
 from k2lab.agent.tools import Outcome, Tool, canonical_arguments, declare, read_arguments
@@ -35,7 +37,7 @@ from k2lab.engine.events import (
     ToolAnswered,
     ToolAsked,
 )
-from k2lab.engine.generate import Prompt, Settings
+from k2lab.engine.generate import NOTHING, Prompt, Settings
 from k2lab.errors import InputError, TransientError
 from k2lab.model.cache import LatentCache
 from k2lab.text.messages import Message
@@ -63,6 +65,9 @@ class Place:
     cost: float = 0.0  # of the calls before, for the budget
     signatures: tuple[str, ...] = ()  # of the steps before, for `Repeats`
     by_hand: bool = False  # a person ended the turn: it is taken as it is, and not asked on
+    held: Prompt = NOTHING  # what the cache holds
+    first: int = 0  # index, in the run, of the token that the cache begins with
+    earlier: tuple[Prompt, ...] = ()  # contexts before this one, to be read again first
 
 
 def converse(
@@ -133,6 +138,9 @@ class _Loop:
         self.repeats = Repeats(place.signatures)
         schemas = {tool.name: tool.parameters for tool in tools}
         self.pen = Pen(mind, place.cache, schemas, self.meter)
+        self.context = Context(mind, place.cache, terms.budget.context)
+        self.context.first = place.first
+        self.context.add(place.held)
 
     def events(self) -> Iterator[Event]:
         """All events; the last is always Stopped."""
@@ -149,15 +157,20 @@ class _Loop:
         place, most = self.place, self.terms.budget.steps
         prompt, begun, nudges = place.prompt, place.turn, 0
         self.terms.witness.note("opened", given=prompt)
+        for each in place.earlier:
+            yield from self.pen.read(each, self._settings())
+            self.context.renew()
         for step in range(place.steps, most):
             self.meter.check()
-            left = max(0, self.meter.left(self.settings.max_tokens))
-            settings = replace(self.settings, max_tokens=left, turn=begun)
-            written = yield from self.pen.write(prompt, settings)
-            turn, begun = written.turn, ()
+            self.context.add(prompt)
+            written = yield from self.pen.write(prompt, self._settings(begun))
+            turn, first = written.turn, self.context.first
+            self.context.add(written.prompt.after(len(begun)))
+            begun = ()
             self.terms.witness.note(
-                "turn", step=step, given=prompt, chosen=written.ids, seconds=self.meter.clock()
-            )
+                "turn", step=step, given=prompt, chosen=written.ids, first=first,
+                seconds=self.meter.clock(),
+            )  # fmt: skip
             for error in turn.errors:
                 yield Misread(error.kind, error.text)
             if not written.whole:
@@ -176,11 +189,27 @@ class _Loop:
                 text = ASKED_ON[why].format(problems=_problems(turn))
                 yield Nudged(why, text)
                 messages = [Message("system", text)]
-            prompt = Prompt.of(render(messages, system=None), self.mind.tokenizer)
-            room = self.mind.model.config.max_position_embeddings
-            if place.cache.length + len(prompt.ids) + 1 > room:
+            prompt = self._room_for(Prompt.of(render(messages, system=None), self.mind.tokenizer))
+            if place.cache.length + len(prompt.ids) + 1 > self.context.room:
                 return self._stopped("length", "The tool results do not fit the context.")
         return self._stopped("budget", f"{most} turns without an answer.")
+
+    def _settings(self, begun: tuple[int, ...] = ()) -> Settings:
+        """Those of the next turn, which goes on after the ids it has begun with."""
+        left = max(0, self.meter.left(self.settings.max_tokens))
+        return replace(self.settings, max_tokens=left, turn=begun, first=self.context.first)
+
+    def _room_for(self, prompt: Prompt) -> Prompt:
+        """What is to be read next: the prompt, or the whole context compacted with it."""
+        shorter = self.context.compacted(prompt, self.terms.memory)
+        if shorter is None:
+            return prompt
+        tokens = self.context.length + len(prompt.ids)
+        self.terms.witness.note(
+            "compacted", first=self.context.next, tokens=tokens, kept=len(shorter.ids)
+        )
+        self.context.renew()
+        return shorter
 
     def _calls(self, step: int, written: Written) -> Generator[Event, None, list[Message] | None]:
         """The results of a turn's calls, in their order, for the model; None: it goes in circles.

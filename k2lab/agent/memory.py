@@ -9,6 +9,7 @@ and taints like any other untrusted result. Compaction hides old tool results fi
 own harness does; thinking of the open tool loop, calls and pinned facts stay.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from k2lab.text.messages import Message
 HITS = 3  # passages that one recall gives
 LONGEST_FACT = 500  # characters of one fact in the scratch buffer
 HIDDEN = "[hidden to save room: {n} characters; the call may be made again]"
+KEPT = "[hidden to save room: {n} characters, kept as [{citation}]; recall finds them]"
+HIDES = ("[hidden to save room: ", 200)  # how such a text begins, and more than its length
 SCRATCH = "Facts from earlier results:\n"
 
 
@@ -96,6 +99,12 @@ class Memory:
         self.library = Library(path)
         self.scratch = scratch or Scratch()
 
+    def keep(self, text: str) -> str:
+        """Take a result into the long-term tier, named after its content; its citation."""
+        source = f"result {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        self.library.add(source, text)
+        return f"{source}:0-{len(text)}"
+
     def tools(self) -> list[Tool]:
         """`recall` and `remember`."""
 
@@ -120,13 +129,15 @@ def compact(
     messages: Sequence[Message],
     fits: Callable[[Sequence[Message]], bool],
     scratch: Scratch | None = None,
+    *,
+    keep: Callable[[str], str] | None = None,
 ) -> list[Message]:
     """The messages, as little shortened as makes them fit; raises InputError where nothing does.
 
     In this order: results before the open tool loop are hidden, then those inside it but the
     latest, each time the oldest first; then whole settled exchanges go, the oldest first. Calls
     keep their results, the thinking of the open loop stays, and the facts of the scratch buffer
-    stand after the first system message.
+    stand after the first system messages. `keep` takes what is hidden and gives its citation.
     """
     kept = _with_facts(list(messages), scratch)
     if fits(kept):
@@ -137,9 +148,7 @@ def compact(
     inside = [place for place in results if place >= opened]
     last = _last_call(kept)
     for place in (*before, *(each for each in inside if each < last)):
-        text = HIDDEN.format(n=len(kept[place].content))
-        if len(text) < len(kept[place].content):
-            kept[place] = replace(kept[place], content=text)
+        kept[place] = _hidden(kept[place], keep)
         if fits(kept):
             return kept
     while (end := _first_exchange(kept)) is not None:
@@ -156,19 +165,44 @@ def compact(
 
 def _with_facts(messages: list[Message], scratch: Scratch | None) -> list[Message]:
     text = scratch.text() if scratch is not None else ""
-    bare = [each for each in messages if not each.content.startswith(SCRATCH)]
+    bare = [each for each in messages if not _is_facts(each)]
     if not text:
         return bare
-    place = 1 if bare and bare[0].role == "system" else 0
+    place = next((n for n, each in enumerate(bare) if each.role != "system"), len(bare))
     return [*bare[:place], Message("system", text), *bare[place:]]
+
+
+def _is_facts(message: Message) -> bool:
+    return message.role == "system" and message.content.startswith(SCRATCH)
+
+
+def _hidden(message: Message, keep: Callable[[str], str] | None) -> Message:
+    """The result without its text, where that saves anything."""
+    content, (head, most) = message.content, HIDES
+    if len(content) < most and content.startswith(head):
+        return message
+    text = HIDDEN.format(n=len(content))
+    if len(text) >= len(content):
+        return message
+    if keep is not None and content.strip():
+        text = KEPT.format(n=len(content), citation=keep(content))
+    return replace(message, content=text) if len(text) < len(content) else message
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    """The places of final answers; a turn that was asked on, with a system message, is none."""
+    return [
+        place
+        for place, each in enumerate(messages)
+        if each.role == "assistant"
+        and not each.calls
+        and (place + 1 == len(messages) or messages[place + 1].role == "user")
+    ]
 
 
 def _open_loop(messages: Sequence[Message]) -> int:
     """The place after the last final answer: what comes from there on is still going on."""
-    for place in range(len(messages) - 1, -1, -1):
-        if messages[place].role == "assistant" and not messages[place].calls:
-            return place + 1
-    return 0
+    return max(_answers(messages), default=-1) + 1
 
 
 def _last_call(messages: Sequence[Message]) -> int:
@@ -179,7 +213,4 @@ def _last_call(messages: Sequence[Message]) -> int:
 
 def _first_exchange(messages: Sequence[Message]) -> int | None:
     """Where the oldest settled exchange ends: after its final answer; None: there is none."""
-    for place, each in enumerate(messages):
-        if each.role == "assistant" and not each.calls:
-            return place + 1
-    return None
+    return next((place + 1 for place in _answers(messages)), None)

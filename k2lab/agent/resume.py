@@ -17,7 +17,7 @@ from k2lab.agent.terms import Decision, Guard, Request
 from k2lab.agent.tools import Outcome, Tool, canonical_arguments
 from k2lab.agent.turns import Mind, read_again
 from k2lab.engine.events import ToolAnswered, ToolAsked
-from k2lab.engine.generate import Prompt
+from k2lab.engine.generate import NOTHING, Prompt
 from k2lab.errors import JournalError
 from k2lab.model.cache import LatentCache
 
@@ -47,19 +47,22 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
     opened = next((each for each in records if each.kind == "opened"), None)
     if opened is None:
         raise _no_way_on("The run was interrupted before it began", "a run with a prompt")
-    prompt = _tokens(opened.facts["given"], journal, mind)
-    turns = {each.facts["step"]: each.facts for each in records if each.kind == "turn"}
+    prompt, earlier = _tokens(opened.facts["given"], journal, mind), list[Prompt]()
+    turns = _turns(records)
     turn: tuple[int, ...] = ()
-    tokens, step = 0, max(turns, default=0)
+    first, tokens, step = 0, 0, max(turns, default=0)
     begins, events = list[int](), list[ToolAsked | ToolAnswered]()
     for number, facts in turns.items():
+        if facts.get("first", 0) != first:  # compacted before this turn
+            earlier.append(prompt)
+            prompt, first = NOTHING, facts["first"]
         if facts["given"] is not None:
-            prompt = _joined(prompt, _tokens(facts["given"], journal, mind))
+            prompt += _tokens(facts["given"], journal, mind)
         chosen = _tokens(facts["chosen"], journal, mind)
-        begins.append(len(prompt.ids))
-        prompt, turn, tokens = _joined(prompt, chosen), chosen.ids, tokens + len(chosen.ids)
+        begins.append(first + len(prompt.ids))
+        prompt, turn, tokens = prompt + chosen, chosen.ids, tokens + len(chosen.ids)
         if number < step:
-            events += _events(number, chosen.ids, len(prompt.ids), records, mind)
+            events += _events(number, chosen.ids, first + len(prompt.ids), records, mind)
     recalled, unknown = _outcomes(records, step, journal)
     for key in unknown:
         recalled[key] = Outcome(UNKNOWN, ok=False)
@@ -75,6 +78,7 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
         tokens=tokens,
         cost=sum(each["cost"] for each in asked.values()),
         signatures=tuple(text for number, text in sorted(known.items()) if number < step),
+        earlier=tuple(earlier),
     )
     answered = {each.facts["key"] for each in records if each.kind == "answered"}
     made = [each for key, each in asked.items() if key in answered]
@@ -105,6 +109,15 @@ def tell_again(records: Sequence[Record], guard: Guard, tools: Mapping[str, Tool
                 name = asked[facts["key"]]["name"]
                 outcome = Outcome(facts["content"], ok=facts["ok"])
                 guard.answered(facts["key"], tools[name], outcome)
+
+
+def _turns(records: Sequence[Record]) -> dict[int, dict[str, Any]]:
+    """The turns by step; one that was gone on with is as long as it became."""
+    turns = dict[int, dict[str, Any]]()
+    for facts in (each.facts for each in records if each.kind == "turn"):
+        before = turns.get(facts["step"], facts)
+        turns[facts["step"]] = {**facts, "given": before["given"]}
+    return turns
 
 
 def _events(
@@ -148,10 +161,6 @@ def _tokens(hidden: Any, journal: Journal, mind: Mind) -> Prompt:
 
 def _json(facts: Mapping[str, Any], journal: Journal) -> str:
     return journal.veil.show(json.dumps(facts["arguments"], ensure_ascii=False))
-
-
-def _joined(first: Prompt, then: Prompt) -> Prompt:
-    return Prompt(first.ids + then.ids, first.texts + then.texts, first.kinds + then.kinds)
 
 
 def _no_way_on(found: str, expected: str) -> JournalError:

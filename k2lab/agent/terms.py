@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from k2lab.agent.budget import Budget
+from k2lab.agent.memory import Memory
 from k2lab.agent.tools import Outcome, Tool
 
 Verdict = Literal["allow", "deny", "ask"]
@@ -117,3 +118,4 @@ class Terms:
     witness: Witness = field(default_factory=NoWitness)
     halted: Callable[[], bool] = never  # whether the person wants it to end
     recalled: Mapping[str, Outcome] = field(default_factory=dict)  # calls not to be made again
+    memory: Memory | None = None  # takes the results that have to make room

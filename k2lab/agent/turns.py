@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from k2lab.agent.budget import Meter
 from k2lab.engine.events import Event, PromptRead, Retried, Routed, TokenChosen
-from k2lab.engine.generate import Prompt, Settings, generate
+from k2lab.engine.generate import KindTracker, Prompt, Settings, generate, pieces
 from k2lab.errors import TransientError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -47,8 +47,13 @@ class Written:
 
     turn: Turn
     ends: tuple[int, ...]  # index of the token that ended each call
-    ids: tuple[int, ...]
+    prompt: Prompt  # its tokens, as they would be given
     whole: bool  # the model ended it itself
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Its ids."""
+        return self.prompt.ids
 
 
 class Pen:
@@ -65,7 +70,8 @@ class Pen:
         """
         tokenizer, ids = self.mind.tokenizer, list(settings.turn)
         parser, ends = TurnParser(tools=self._tools), list[int]()
-        _feed_again(parser, ends, self.cache.length + len(prompt.ids), ids, tokenizer)
+        stop = settings.first + self.cache.length + len(prompt.ids)
+        _feed_again(parser, ends, stop, ids, tokenizer)
         if ids and ids[-1] in settings.stop_ids:  # it has ended too: only to be read
             settings = replace(settings, max_tokens=0)
         for event in self._persistently(prompt, settings):
@@ -79,14 +85,19 @@ class Pen:
             if isinstance(event, TokenChosen):
                 self._meter.check()
         turn = unshielded(parser.finish())
-        ends += [self.cache.length - 1] * (len(turn.calls) - len(ends))
+        ends += [settings.first + self.cache.length - 1] * (len(turn.calls) - len(ends))
         whole = bool(ids) and ids[-1] in settings.stop_ids
-        return Written(turn, tuple(ends), tuple(ids), whole)
+        return Written(turn, tuple(ends), as_given(ids, tokenizer), whole)
+
+    def read(self, prompt: Prompt, settings: Settings) -> Iterator[Event]:
+        """The events of reading alone, up to a place where no turn begins."""
+        return self._persistently(prompt, replace(settings, max_tokens=0, turn=()))
 
     def _persistently(self, prompt: Prompt, settings: Settings) -> Iterator[Event]:
         """The events of `generate`, which goes on where a passing failure broke it off."""
         mind, cache = self.mind, self.cache
-        read = routed = start = cache.length  # up to which index events have been given
+        start = cache.length
+        read = routed = settings.first + start  # up to which index events have been given
         attempt, chosen = 1, list[TokenChosen]()
         while True:
             left = replace(
@@ -118,10 +129,18 @@ class Pen:
                 pause = max(PAUSE * 2 ** (attempt - 2), error.after)
                 yield Retried("turn", attempt, error.found)
                 self._meter.wait(min(pause, LONGEST_PAUSE))
-            if chosen and chosen[-1].id in settings.stop_ids and cache.length == read:
+            there = settings.first + cache.length == read
+            if chosen and chosen[-1].id in settings.stop_ids and there:
                 return
             if cache.length == start + len(prompt.ids) + len(chosen):
                 cache.truncate(cache.length - 1)  # logits are not kept: the last one is read again
+
+
+def as_given(ids: Sequence[int], tokenizer: Tokenizer) -> Prompt:
+    """The ids of one turn of the model, with the texts and kinds that they have in it."""
+    tracker = KindTracker(tokenizer)
+    kinds = tuple(tracker.feed(each) for each in ids)
+    return Prompt(tuple(ids), tuple(pieces(ids, tokenizer)), kinds)
 
 
 def read_again(ids: Sequence[int], stop: int, tokenizer: Tokenizer) -> tuple[Turn, list[int]]:

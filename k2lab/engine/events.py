@@ -29,6 +29,8 @@ class PromptRead:
     texts: tuple[str, ...]  # one text piece per token; joined they are the prompt
     kinds: tuple[Kind, ...]
     seconds: float  # wall time of the prefill
+    context: int = 0  # index of the first token that is remembered: more than 0 once compacted
+    agent: str = ""  # whose run it is, where several share a trace
 
 
 @dataclass(frozen=True, slots=True)

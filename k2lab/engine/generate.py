@@ -7,8 +7,9 @@ the whole conversation in the cache. Not here: what the text means (`text/parse.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain as links
 
 import torch
 from torch import Tensor
@@ -46,9 +47,27 @@ class Prompt:
         texts = pieces(ids, tokenizer)
         return cls(tuple(ids), tuple(texts), tuple(kinds))
 
-    def after(self, start: int) -> "Prompt":
-        """The tokens from `start` on."""
-        return Prompt(self.ids[start:], self.texts[start:], self.kinds[start:])
+    @classmethod
+    def joined(cls, parts: Iterable["Prompt"]) -> "Prompt":
+        """All the tokens of the parts, in order."""
+        whole = list(parts)
+        return cls(
+            tuple(links.from_iterable(each.ids for each in whole)),
+            tuple(links.from_iterable(each.texts for each in whole)),
+            tuple(links.from_iterable(each.kinds for each in whole)),
+        )
+
+    def after(self, start: int, stop: int | None = None) -> "Prompt":
+        """The tokens from `start` on, those before `stop`."""
+        part = slice(start, stop)
+        return Prompt(self.ids[part], self.texts[part], self.kinds[part])
+
+    def __add__(self, other: "Prompt") -> "Prompt":
+        return Prompt(self.ids + other.ids, self.texts + other.texts, self.kinds + other.kinds)
+
+
+NOTHING = Prompt((), (), ())
+"""The prompt without tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,7 @@ class Settings:
     turn: tuple[int, ...] = ()  # of the turn that goes on: its ids so far, those of the prompt too
     capture: Level = ROUTE  # what is reported of the inside
     clock: Callable[[], float] = field(default=time.perf_counter)  # seconds since the run began
+    first: int = 0  # index, in the run, of the token that the cache begins with
 
 
 def generate(
@@ -77,7 +97,7 @@ def generate(
 
     def read(ids: Sequence[int], kinds: Sequence[Kind]) -> tuple[Tensor, list[Event]]:
         """Logits after the last of `ids`, and what was captured of them."""
-        start, tap = cache.length, watched
+        start, tap = settings.first + cache.length, watched
         if settings.edits is not None:
             tap = chain(settings.edits.tap(start, kinds, len(ids)), watched)
         # inference_mode belongs to the thread, so it must not stay on across a yield.
@@ -89,18 +109,19 @@ def generate(
 
     for offset in range(0, len(prompt.ids), CHUNK):
         part = slice(offset, offset + CHUNK)
-        start, began = cache.length, settings.clock()
+        start, began = settings.first + cache.length, settings.clock()
         logits, captured = read(prompt.ids[part], prompt.kinds[part])
         seconds = settings.clock() - began
-        yield PromptRead(start, prompt.ids[part], prompt.texts[part], prompt.kinds[part], seconds)
+        ids, texts, kinds = prompt.ids[part], prompt.texts[part], prompt.kinds[part]
+        yield PromptRead(start, ids, texts, kinds, seconds, settings.first)
         yield from captured
         if moves:
             yield from moved(model.store, start, len(prompt.ids[part]))
 
-    stream, kinds = Utf8Stream(), KindTracker(tokenizer)
+    stream, tracker = Utf8Stream(), KindTracker(tokenizer)
     for each in settings.turn:
         stream.feed(tokenizer.decode_bytes([each]))
-        kinds.feed(each)
+        tracker.feed(each)
     room = model.config.max_position_embeddings - cache.length
     for left in reversed(range(min(settings.max_tokens, room))):
         with torch.inference_mode():
@@ -109,7 +130,7 @@ def generate(
         text = stream.feed(tokenizer.decode_bytes([chosen]))
         if not left or chosen in settings.stop_ids:
             text += stream.flush()  # half a character at the very end
-        index, kind = cache.length, kinds.feed(chosen)
+        index, kind = settings.first + cache.length, tracker.feed(chosen)
         yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
         try:
             logits, captured = read([chosen], [kind])

@@ -19,6 +19,8 @@ from k2lab.trace.trace import Trace
 
 Numbers = NDArray[np.float32]
 
+FORGOTTEN = np.float32(-1e30)  # logit of what no longer is in the cache: its weight is 0
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -81,4 +83,6 @@ def _parts(trace: Trace, layer: int, token: int) -> tuple[Numbers, Numbers]:
         )
     queries = (captured.values(name, layer)[token] for name in ("query_latent", "query_rope"))
     in_latent, in_rope = queries
-    return in_latent @ latent[: token + 1].T, in_rope @ key[: token + 1].T
+    plain, rotated = in_latent @ latent[: token + 1].T, in_rope @ key[: token + 1].T
+    plain[:, : trace.context_of(token)] = FORGOTTEN
+    return plain, rotated

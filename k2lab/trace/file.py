@@ -24,9 +24,9 @@ routed, L MoE layers, k slots:
     moved.{part}      …       [forward, …]   as in `ExpertsMoved`; moved.load_end int64 [forward]
 
 Metadata: version, about, kinds, calls, misread, stopped, answer, prefill_seconds, redacted,
-dropped, captured (layers and heads, first token), moved (bytes by link); facts and capture_seconds
-where they are known. Empty arrays are there, except those of `captured` and `moved`. At K2's size a
-token with its routes takes 1.63 kB.
+dropped, captured (layers and heads, first token), moved (bytes by link); facts, capture_seconds and
+contexts (first token and agent of each) where they are known. Empty arrays are there, except those
+of `captured` and `moved`. At K2's size a token with its routes takes 1.63 kB.
 
 `redact` takes out ids, texts, alternatives, arguments, results and answers, and what was captured
 of the network's inside, from which the text can be computed. Numbers stay, and routing may still
@@ -49,7 +49,7 @@ from k2lab.trace.captured import NAMES, CapturedValues
 from k2lab.trace.mapped import Arrays, damaged, foreign, read
 from k2lab.trace.records import record
 from k2lab.trace.table import Table
-from k2lab.trace.trace import TOKEN, About, CallRecord, Facts, Top, Trace
+from k2lab.trace.trace import TOKEN, About, CallRecord, Context, Facts, Top, Trace
 
 VERSION = 1
 KEY = "k2trace"
@@ -75,6 +75,7 @@ def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
         "kinds": KINDS,
         "calls": [asdict(_hidden(call) if redact else call) for call in now.calls],
         "misread": _misread(trace, redact=redact),
+        "contexts": [asdict(each) for each in now.contexts],
         "stopped": None if trace.stopped is None else asdict(_ended(trace.stopped, redact=redact)),
         "answer": "" if redact else trace.answer,
         "prefill_seconds": trace.prefill_seconds,
@@ -140,6 +141,8 @@ def _trace(arrays: Arrays, metadata: dict[str, Any]) -> Trace:
     trace = Trace.of(about, Table.of(tokens), Table.of(routing), texts=texts, top=_top(arrays, n))
     trace.calls = [_call(values) for values in metadata["calls"]]
     trace.misread = [record(Misread, each) for each in metadata["misread"]]
+    if "contexts" in metadata:
+        trace.contexts = _contexts(metadata["contexts"], n)
     stopped, dropped = metadata["stopped"], metadata["dropped"]
     trace.stopped = None if stopped is None else record(Stopped, stopped)
     trace.dropped = None if dropped is None else record(Dropped, dropped)
@@ -260,6 +263,14 @@ def _integers(values: Any) -> tuple[int, ...]:
     if not all(type(value) is int for value in values):
         raise ValueError("a list of numbers holds something else")
     return tuple(values)
+
+
+def _contexts(values: Any, n: int) -> list[Context]:
+    found = [record(Context, each) for each in values]
+    starts = [each.start for each in found]
+    if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] > n:
+        raise ValueError(f"its contexts begin at {starts}")
+    return found
 
 
 def _call(values: Any) -> CallRecord:

@@ -101,6 +101,14 @@ class CallRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """Tokens from `start` on that remember each other and nothing before: see compaction."""
+
+    start: int
+    agent: str = ""  # whose run begins here, where several share a trace
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """Consecutive tokens `start … stop − 1` of one kind."""
 
@@ -117,6 +125,7 @@ class Trace:
         self.calls: list[CallRecord] = []
         self.moved: list[ExpertsMoved] = []  # by forward, where the store offloads
         self.misread: list[Misread] = []  # what was written like a call and could not be run
+        self.contexts = [Context(0)]  # more than one if it was compacted, or is of several runs
         self.stopped: Stopped | None = None
         self.answer = ""
         self.prefill_seconds = 0.0
@@ -263,6 +272,10 @@ class Trace:
             return "".join(self._texts[: len(kinds)])
         return "".join(self._texts[i] for i in np.flatnonzero(kinds == CODE[kind]))
 
+    def context_of(self, token: int) -> int:
+        """Index of the first token that is remembered at this one."""
+        return next(each.start for each in reversed(self.contexts) if each.start <= token)
+
     def spans(self) -> Iterator[Span]:
         """The runs of tokens of equal kind, in order."""
         kinds = self.kinds
@@ -284,6 +297,7 @@ class Trace:
             top=self._top[:at],
         )
         made.calls = [call for call in self.calls if call.index < at]
+        made.contexts = [each for each in self.contexts if each.start < max(1, at)]
         made.moved = [moved for moved in self.moved if moved.start + moved.tokens <= at]
         made.captured = self.captured.fork(at)
         made.dropped, made.redacted = self.dropped, self.redacted
@@ -311,7 +325,11 @@ class Trace:
 
     def _append_prompt(self, event: PromptRead) -> None:
         self._follows("prompt", event.start, len(self))
-        count = len(event.ids)
+        count, begun = len(event.ids), Context(event.context, event.agent)
+        if event.start == 0:
+            self.contexts = [begun]
+        elif event.context > self.contexts[-1].start:
+            self.contexts.append(begun)
         self._texts.extend(event.texts)
         self._top.extend([()] * count)
         self._tokens.append(

@@ -99,6 +99,29 @@ def test_compacting_twice_keeps_one_list_of_facts() -> None:
     ]
 
 
+def test_only_a_system_message_is_the_list_of_facts() -> None:
+    scratch = Scratch()
+    scratch.note("a", "x")
+    talk = [Message("system", "Rules."), Message("system", "More."), Message("user", f"{SCRATCH}?")]
+    assert [each.content for each in compact(talk, fits(10_000), scratch)] == [
+        "Rules.",
+        "More.",
+        f"{SCRATCH}- a [x]",
+        f"{SCRATCH}?",
+    ]
+
+
+def test_what_is_hidden_is_kept_once_where_somebody_keeps_it() -> None:
+    memory = Memory()
+    once = compact(TALK, fits(3600), keep=memory.keep)
+    text = next(each.content for each in once if each.role == "tool")
+    citation = text.partition("[")[2].partition("[")[2].partition("]")[0]
+    assert memory.library.cited(citation) == LONG
+    twice = compact(once, fits(3000), keep=memory.keep)
+    assert len(memory.library) == 1  # all results are the same text, and no notice was kept
+    assert [each.content for each in twice if each.role == "tool"].count(text) >= 1
+
+
 def test_the_scratch_buffer_gives_up_its_oldest_facts_and_no_pinned_one() -> None:
     scratch = Scratch(most=120)
     scratch.note("pinned one", "user", pinned=True)

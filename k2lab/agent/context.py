@@ -1,0 +1,124 @@
+"""What the network remembers of a run, and how that is shortened in the same run.
+
+    near its limit → compact → the cache is emptied → what is left is read anew
+
+The conversation is cut where its messages end, at tokens that no text from outside can hold. What
+the model wrote stays as it wrote it, token for token; results are hidden first, then settled
+exchanges go (`memory.compact`). The tokens before stay in the trace and in the journal: each
+token's index goes on counting, and `PromptRead.context` tells from where on things are remembered.
+Not here: what is hidden, and in which order (`memory.py`).
+"""
+
+from collections.abc import Sequence
+
+from k2lab.agent.memory import Memory, compact
+from k2lab.agent.turns import Mind
+from k2lab.engine.generate import Prompt
+from k2lab.errors import InputError
+from k2lab.model.cache import LatentCache
+from k2lab.text.messages import Call, Message, Role
+from k2lab.text.template import render
+
+FULL = 0.85  # of the room: from there on it is compacted, where Moonshot's own harness does
+AIM = 0.5  # of the room: so far it is shortened if that can be, so that this lasts for a while
+
+
+class Context:
+    """The tokens in a cache, and where in the run they stand."""
+
+    def __init__(self, mind: Mind, cache: LatentCache, limit: int | None = None) -> None:
+        """`limit` are tokens, where they are to be fewer than the model's context."""
+        self.mind, self.cache, self.first = mind, cache, 0
+        most = mind.model.config.max_position_embeddings
+        self.room = most if limit is None else min(most, limit)
+        self._parts: list[Prompt] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens that are remembered."""
+        return sum(len(each.ids) for each in self._parts)
+
+    @property
+    def next(self) -> int:
+        """Index, in the run, of the next token."""
+        return self.first + self.cache.length
+
+    def add(self, prompt: Prompt) -> None:
+        """These tokens come next: they are read, or were chosen."""
+        self._parts.append(prompt)
+
+    def renew(self) -> None:
+        """Forget everything; what is read next begins a context of its own."""
+        self.first = self.next
+        self.cache.truncate(0)
+        self._parts = []
+
+    def compacted(self, prompt: Prompt, memory: Memory | None = None) -> Prompt | None:
+        """All that is remembered and the prompt, shortened; None where it need not or cannot be.
+
+        What is hidden goes into the memory, and its citation stands in its place.
+        """
+        whole = self.length + len(prompt.ids)
+        if whole < FULL * self.room:
+            return None
+        frames, tail = self._frames(prompt)
+        written = {id(message): tokens for message, tokens in frames}  # as it stands there
+        anew: dict[Message, Prompt] = {}
+
+        def tokens_of(message: Message) -> Prompt:
+            if id(message) in written:
+                return written[id(message)]
+            if message not in anew:
+                segments = render([message], system=None, generation_prompt=False)
+                anew[message] = Prompt.of(segments, self.mind.tokenizer)
+            return anew[message]
+
+        for share in (AIM, FULL):
+            most = share * self.room - len(tail.ids)
+
+            def fits(messages: Sequence[Message], most: float = most) -> bool:
+                return sum(len(tokens_of(each).ids) for each in messages) < most
+
+            try:
+                kept = compact(
+                    [message for message, _ in frames],
+                    fits,
+                    memory.scratch if memory else None,
+                    keep=memory.keep if memory else None,
+                )
+            except InputError:
+                continue
+            return Prompt.joined([*map(tokens_of, kept), tail])
+        return None
+
+    def _frames(self, prompt: Prompt) -> tuple[list[tuple[Message, Prompt]], Prompt]:
+        """The messages so far with their tokens, and the tokens that open the next turn."""
+        whole = Prompt.joined([*self._parts, prompt])
+        ends = {*self.mind.model.config.stop_ids, self.mind.tokenizer.special("<|im_end|>")}
+        frames, start = list[tuple[Message, Prompt]](), 0
+        for place, each in enumerate(whole.ids, 1):
+            if each in ends:
+                tokens = whole.after(start, place)
+                frames.append((self._message(tokens), tokens))
+                start = place
+        return frames, whole.after(start)
+
+    def _message(self, tokens: Prompt) -> Message:
+        """What of a message decides about it, from its tokens."""
+        special = self.mind.tokenizer.special
+        headers: dict[int, Role] = {special("<|im_user|>"): "user"}
+        headers[special("<|im_system|>")] = "system"
+        role = headers.get(tokens.ids[0], "assistant")
+        if role == "assistant":
+            called = special("<|tool_call_begin|>") in tokens.ids
+            return Message("assistant", calls=(Call("", "", ""),) if called else ())
+        text = "".join(
+            text
+            for text, kind in zip(tokens.texts, tokens.kinds, strict=True)
+            if kind in ("system", "user", "result")
+        )
+        if "result" not in tokens.kinds:
+            return Message(role, text)
+        head, _, content = text.partition("\n")
+        name = "".join(tokens.texts[1 : tokens.ids.index(special("<|im_middle|>"))])
+        return Message("tool", content, call_id=head.removeprefix("## Return of "), name=name)

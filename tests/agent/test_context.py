@@ -1,0 +1,265 @@
+"""Compaction inside a run: what stays, what is hidden, and that the run goes on exactly."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import k2lab
+from k2lab.agent.budget import Budget
+from k2lab.agent.calling import cancellation
+from k2lab.agent.journal import read, verify
+from k2lab.agent.memory import Memory
+from k2lab.agent.tools import Tool, tool
+from k2lab.engine.events import PromptRead
+from k2lab.engine.sampling import Sampler
+from k2lab.evals.puppet import calls
+from k2lab.lab import Lab
+from k2lab.model.k2 import K2
+from k2lab.run import LabRun
+from k2lab.text.template import Segment
+from k2lab.trace.captured import CapturedValues
+from k2lab.trace.trace import Trace
+from k2lab.widgets.details import CapturedDetails
+
+PATIENCE = 60.0
+END = "<|im_end|>"
+LIMIT = 4000  # tokens; the vocabulary is one of bytes
+STEPS = 9
+
+
+def page(n: int) -> str:
+    return f"Page {n} begins. " + f"word {n} " * 80 + f"Page {n} ends."
+
+
+@tool(effect="reads")
+def look(n: int) -> str:
+    """A page."""
+    return page(n)
+
+
+def turn(n: int) -> str:
+    asked = calls(("look", str(n), f'{{"n": {n}}}'))
+    return f"<think>Thought {n}.</think>{asked}{END}"
+
+
+TURNS = (*(turn(n) for n in range(STEPS)), f"<think>So.</think>Done.{END}")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def lab(small_checkpoint: Path) -> Iterator[Lab]:
+    opened = Lab.open(small_checkpoint)
+    config = replace(opened.config, max_position_embeddings=8192)
+    made = Lab("long", K2(config, opened.model.store), opened.tokenizer, tuple)
+    yield made
+    if made.latest is not None:
+        made.latest.stop()
+        made.latest.wait(PATIENCE)
+
+
+def script(lab: Lab, *turns: str) -> Sampler:
+    segments = [Segment("".join(turns), markers=True, kind="answer")]
+    left = iter(lab.tokenizer.encode_segments(segments))
+    return lambda logits: next(left, lab.tokenizer.special(END))
+
+
+def ended(run: LabRun) -> LabRun:
+    run.wait(PATIENCE)
+    assert run.done and run.error == ""
+    return run
+
+
+def asked(lab: Lab, *turns: str, limit: int = LIMIT, tools: Any = (look,), **rules: Any) -> LabRun:
+    sampler, budget = script(lab, *(turns or TURNS)), Budget(context=limit)
+    given = {"tools": list(tools), "sampler": sampler, "budget": budget, "max_tokens": 20_000}
+    return ended(lab.run("Read every page.", **given, **rules))
+
+
+def context(run: LabRun, place: int) -> str:
+    """The text of one context, markers spelt out."""
+    starts = [each.start for each in run.trace.contexts] + [len(run.trace)]
+    return "".join(run.trace.texts[starts[place] : starts[place + 1]])
+
+
+def test_a_run_beyond_its_context_goes_on_to_its_answer_and_loses_nothing(lab: Lab) -> None:
+    run = asked(lab)
+    trace = run.trace
+    assert trace.answer == "Done."
+    starts = [each.start for each in trace.contexts]
+    assert len(starts) >= 2
+    assert all(b - a <= LIMIT for a, b in zip(starts, [*starts[1:], len(trace)], strict=True))
+    assert run.cache is not None and run.cache.length == len(trace) - starts[-1]
+    assert [each.content for each in trace.calls] == [page(n) for n in range(STEPS)]
+    assert all(page(n) in trace.text() for n in range(STEPS))
+    assert trace.routed == len(trace)
+
+
+def test_results_are_hidden_and_question_thoughts_and_calls_stay_as_they_were(lab: Lab) -> None:
+    run = asked(lab)
+    for place in range(1, len(run.trace.contexts)):
+        text = context(run, place)
+        assert "Read every page." in text
+        done = next(n for n in reversed(range(STEPS)) if page(n) in "".join(
+            run.trace.texts[: run.trace.contexts[place].start]) or n == 0)  # fmt: skip
+        assert [turn(n) in text for n in range(done + 1)] == [True] * (done + 1)
+        assert "[hidden to save room: " in text
+        assert text.count("## Return of functions.look:0\n[hidden") == 1
+    last = run.trace.contexts[-1].start
+    ids = run.trace.ids[last:]
+    openings = (ids == lab.tokenizer.special("<|im_user|>")).sum()
+    assert openings == 1  # markers are tokens again, and each message is there once
+
+
+def test_after_compaction_the_network_computes_what_it_would_from_that_text_alone(lab: Lab) -> None:
+    run = asked(lab)
+    first = run.trace.contexts[-1].start
+    ids = torch.tensor([run.trace.ids[first:].tolist()])
+    chosen = np.flatnonzero(~np.isnan(run.trace.logprob[first:]))
+    assert len(chosen) > 5
+    wanted = lab.logits(ids)[0].log_softmax(-1)[chosen - 1, ids[0, chosen]]
+    np.testing.assert_allclose(run.trace.logprob[first:][chosen], wanted, atol=1e-4)
+
+
+def test_it_is_told_by_the_prompt_that_is_read_anew(lab: Lab) -> None:
+    given = {"tools": [look], "sampler": script(lab, *TURNS), "max_tokens": 20_000}
+    events = list(lab.events("Read every page.", budget=Budget(context=LIMIT), **given))
+    reads = [each for each in events if isinstance(each, PromptRead)]
+    fresh = [each for each in reads if each.start == each.context]
+    assert len({each.context for each in reads}) == len(fresh) >= 2
+    assert [each.context for each in reads] == sorted(each.context for each in reads)
+
+
+def test_what_is_hidden_goes_into_the_memory_with_an_exact_citation(
+    lab: Lab, tmp_path: Path
+) -> None:
+    memory = Memory(tmp_path / "memory.db")
+    memory.scratch.note("the lamp costs 14", "functions.look:0")
+    run = asked(lab, memory=memory)
+    text = context(run, 1)
+    citation = text.partition("kept as [")[2].partition("]")[0]
+    assert memory.library.cited(citation) == page(0)
+    hit = memory.library.search("Page 0 begins", 1)[0]
+    assert hit.text in page(0) and memory.library.cited(hit.citation) == hit.text
+    assert text.count("the lamp costs 14 [functions.look:0]") == 1
+    assert context(run, len(run.trace.contexts) - 1).count("the lamp costs 14") == 1
+    memory.library.close()
+
+
+def test_the_latest_results_never_go_so_what_is_too_long_ends_the_run_in_words(lab: Lab) -> None:
+    run = asked(lab, limit=600)
+    assert run.trace.stopped is not None
+    assert (run.trace.stopped.reason, len(run.trace.calls)) == ("length", 1)
+    assert "do not fit" in run.trace.stopped.detail
+
+
+def test_a_turn_that_was_asked_on_is_no_settled_exchange(lab: Lab) -> None:
+    silent = f"<think>Hm.</think>{END}"
+    run = asked(lab, silent, *TURNS)
+    assert run.trace.answer == "Done." and len(run.trace.contexts) >= 2
+    assert "Read every page." in context(run, 1) and "Hm." in context(run, 1)
+
+
+def hanging(began: threading.Event) -> Tool:
+    @tool(effect="reads")
+    def look(n: int) -> str:
+        """A page; the last one hangs, once."""
+        if n == STEPS - 1 and not began.is_set():
+            began.set()
+            cancellation().wait(PATIENCE)
+        return page(n)
+
+    return look
+
+
+def test_a_compacted_run_is_resumed_where_it_was(lab: Lab, tmp_path: Path) -> None:
+    path, began = tmp_path / "run.journal", threading.Event()
+    tools, budget = [hanging(began)], Budget(context=LIMIT)
+    given = {"tools": tools, "budget": budget, "secrets": ["Read every"]}
+    sampler = script(lab, *TURNS)
+    run = lab.run("Read every page.", sampler=sampler, journal=path, max_tokens=20_000, **given)
+    assert began.wait(PATIENCE)
+    run.stop()
+    run.wait(PATIENCE)
+    assert len(run.trace.contexts) >= 2
+    again = ended(k2lab.resume(path, lab=lab, sampler=script(lab, TURNS[-1]), **given))
+    whole = asked(lab)
+    assert again.trace.answer == "Done."
+    assert again.trace.ids.tolist() == whole.trace.ids.tolist()
+    assert again.trace.contexts == whole.trace.contexts and again.turns == whole.turns
+    assert np.array_equal(again.trace.experts, whole.trace.experts)
+    assert [(each.index, each.content) for each in again.trace.calls] == [
+        (each.index, each.content) for each in whole.trace.calls
+    ]
+    told = [each.facts for each in read(path) if each.kind == "compacted"]
+    assert [each["first"] for each in told] == [each.start for each in whole.trace.contexts[1:]]
+    assert all(each["kept"] < each["tokens"] for each in told)
+    assert verify(path).whole and b"Read every" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_compacted_run_branches_in_every_context(place: int, lab: Lab) -> None:
+    run = asked(lab)
+    starts = [each.start for each in run.trace.contexts] + [len(run.trace)]
+    stop = starts[1] if place == 0 else starts[-1]
+    at = max(each for each in run.turns if each < stop) + 4
+    branch = ended(run.branch(at, text="No", sampler=script(lab, f"</think>Stop.{END}")))
+    assert branch.trace.answer == "Stop."
+    assert branch.trace.ids[:at].tolist() == run.trace.ids[:at].tolist()
+    first = branch.trace.contexts[-1].start
+    assert first == (0 if place == 0 else starts[-2])
+    ids = torch.tensor([branch.trace.ids[first:].tolist()])
+    chosen = np.flatnonzero(~np.isnan(branch.trace.logprob[first:]))
+    wanted = lab.logits(ids)[0].log_softmax(-1)[chosen - 1, ids[0, chosen]]
+    np.testing.assert_allclose(branch.trace.logprob[first:][chosen], wanted, atol=1e-4)
+
+
+def test_an_experiment_and_a_look_at_the_heads_know_what_was_forgotten(lab: Lab) -> None:
+    run = asked(lab, *TURNS[:5], TURNS[-1], limit=2500)
+    first = run.trace.contexts[-1].start
+    assert first > 0
+    found = run.experiment([{"do": "zero", "layer": 1, "experts": [1]}], controls=2)
+    assert found.tokens == int((~np.isnan(run.trace.entropy[first:])).sum())
+    token = len(run.trace) - 2
+    read = run.store.details.attention(run.trace, token, 1)
+    assert read.arrays["weights"].shape[1] == token + 1 == len(read.arrays["norm"])
+    assert not read.arrays["weights"][:, :first].any()
+    np.testing.assert_allclose(read.arrays["weights"].sum(-1), 1, atol=1e-5)
+
+
+def test_captured_attention_is_that_of_the_context(lab: Lab) -> None:
+    given = {"tools": [look], "max_tokens": 20_000, "capture": "attention"}
+    sampler = script(lab, *TURNS[:5], TURNS[-1])
+    run = ended(lab.run("Read.", sampler=sampler, budget=Budget(context=2500), **given))
+    token = len(run.trace) - 2
+    assert run.trace.context_of(token) > 0
+    measured = CapturedDetails().attention(run.trace, token, 1)
+    derived = run.store.details.attention(replaced(run), token, 1)
+    assert (measured.provenance, derived.provenance) == ("measured", "derived")
+    for name in ("weights", "rope"):
+        np.testing.assert_allclose(measured.arrays[name], derived.arrays[name], atol=2e-3)
+
+
+def replaced(run: LabRun) -> Trace:
+    """The run's trace without what was captured."""
+    made = run.trace.fork(len(run.trace))
+    made.captured = CapturedValues()
+    return made
+
+
+def test_contexts_are_in_the_file_and_in_a_part_of_the_trace(lab: Lab, tmp_path: Path) -> None:
+    trace = asked(lab).trace
+    opened = k2lab.open(trace.save(tmp_path / "x.k2trace"))
+    assert opened.contexts == trace.contexts
+    second = trace.contexts[1].start
+    assert len(trace.fork(second).contexts) == 1 and len(trace.fork(second + 1).contexts) == 2
+    assert (opened.context_of(second - 1), opened.context_of(second)) == (0, second)
