@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import k2lab
 from k2lab.agent.budget import Budget
@@ -17,10 +18,13 @@ from k2lab.agent.memory import Memory
 from k2lab.agent.policy import allow, allow_reading, deny
 from k2lab.agent.resume import UNKNOWN
 from k2lab.agent.tools import Tool, tool
+from k2lab.engine.events import ApprovalGiven, Stopped, ToolAnswered
 from k2lab.engine.sampling import Sampler
+from k2lab.engine.session import Halted
 from k2lab.errors import BusyError, InputError, JournalError, MissingError
 from k2lab.evals.puppet import calls
 from k2lab.lab import Lab
+from k2lab.rules import Approve
 from k2lab.run import LabRun
 from k2lab.text.template import Segment
 
@@ -342,3 +346,74 @@ def test_a_branch_keeps_the_rules_but_not_the_journal(lab: Lab, tmp_path: Path) 
     assert total == [2] and path.read_bytes() == before
     with pytest.raises(InputError, match="policies"):
         run.code()
+
+
+def test_events_are_under_the_same_rules_as_a_run(lab: Lab, tmp_path: Path) -> None:
+    path, total = tmp_path / "run.journal", list[int]()
+    given = {"tools": [adder(total)], "journal": path, "secrets": ["tiddlywinks"]}
+    events = lab.events(
+        "It is tiddlywinks.", sampler=script(lab, *TURNS), policy=deny("*"), **given
+    )
+    assert not path.exists()  # nothing happens before somebody looks
+    answers = [each.content for each in events if isinstance(each, ToolAnswered)]
+    assert answers == ["error: not allowed: the policy deny *"] and not total
+    verdict = verify(path, trusted=[Key.own().public])
+    assert verdict.whole and verdict.ended == "answer"
+    assert b"tiddlywinks" not in path.read_bytes()
+    *_, stopped = lab.events("Go.", tools=[adder(total)], sampler=script(lab, *TURNS),
+                             budget=Budget(steps=1))  # fmt: skip
+    assert isinstance(stopped, Stopped) and (stopped.reason, total) == ("budget", [2])
+
+
+@pytest.mark.parametrize(("approve", "made"), [(None, []), (lambda _: True, [2])])
+def test_where_nobody_can_be_asked_a_call_that_would_wait_is_refused(
+    approve: Approve | None, made: list[int], lab: Lab
+) -> None:
+    total = list[int]()
+    given = {"tools": [adder(total)], "sampler": script(lab, *TURNS), "approve": approve}
+    events = list(lab.events("Go.", policy=[], **given))
+    assert total == made and isinstance(events[-1], Stopped) and events[-1].reason == "answer"
+    assert [each.allowed for each in events if isinstance(each, ApprovalGiven)] == [bool(made)]
+
+
+def test_events_that_are_left_go_on_as_a_run(lab: Lab, tmp_path: Path) -> None:
+    path, total = tmp_path / "run.journal", list[int]()
+    given = {"tools": [adder(total)], "sampler": script(lab, *TURNS), "journal": path}
+    for event in (events := lab.events("Go.", **given)):
+        if isinstance(event, ToolAnswered):
+            break
+    with pytest.raises(BusyError):
+        next(lab.events("Again.", journal=tmp_path / "other.journal"))
+    assert not (tmp_path / "other.journal").exists()
+    events.close()  # type: ignore[attr-defined]
+    again = ended(k2lab.resume(path, lab=lab, tools=[adder(total)], sampler=script(lab, TURNS[1])))
+    assert (again.trace.answer, total) == ("Done.", [2])
+
+
+def test_a_run_inside_a_call_ends_when_the_call_is_given_up(
+    small_checkpoint: Path, lab: Lab
+) -> None:
+    inner, ends = Lab.open(small_checkpoint), list[str]()
+
+    @tool(effect="reads")
+    def ask() -> str:
+        """Ask another model, which never comes to an end."""
+        endless = script(inner, "x" * 900)
+        try:
+            for _ in inner.events("Go.", tools=[], sampler=endless, tap=slow):
+                pass
+        except Halted:
+            ends.append("halted")
+        return "late"
+
+    def slow(site: str, value: Tensor) -> Tensor:
+        if site == "layers.0.input":
+            time.sleep(0.05)
+        return value
+
+    asked = script(lab, section("ask", "{}"))
+    run = lab.run("Go.", tools=[ask], sampler=asked)
+    until(lambda: inner.lock.locked())
+    run.stop()
+    run.wait(PATIENCE)
+    until(lambda: ends == ["halted"] and not inner.lock.locked())
