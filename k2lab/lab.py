@@ -23,7 +23,7 @@ from k2lab.engine.capture import ROUTE, Level, level_of
 from k2lab.engine.edits import Edit, How, Json, edits_at, refused, unique
 from k2lab.engine.events import Event, Kind
 from k2lab.engine.generate import Prompt, Settings, check_ids, generate, pieces
-from k2lab.engine.sampling import Sampler, anew, greedy, sampled
+from k2lab.engine.sampling import Sampler, anew, greedy, sampled, written
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import untouched
 from k2lab.errors import BusyError, InputError
@@ -202,11 +202,13 @@ class Lab:
         """The run of a journal, gone on with where it was interrupted.
 
         What was decided and done is known from the journal; tools of one's own, policies, mandates
-        and secrets are given again. A sampler draws anew from its seed.
+        and secrets are given again, and so is a sampler of one's own; the draws go on where they
+        were.
         """
         rules["journal"] = path
         about = begun(Path(path), self, tools, rules)
         messages, most = about["messages"], about["max_tokens"]
+        sampler = sampler or written(about["sampler"])
         recipe = self._recipe(messages, tools, sampler, max_tokens=most, rules=rules)
         run = LabRun(self, replace(recipe, edits=())).begin(again=True)
         self.latest = run

@@ -23,7 +23,7 @@ from k2lab.agent.policy import Policies, Policy, user_text
 from k2lab.agent.terms import Approval, Guard, NoGuard, Request
 from k2lab.agent.tools import Tool, canonical_arguments
 from k2lab.agent.veil import Veil
-from k2lab.engine.sampling import Sampler, greedy
+from k2lab.engine.sampling import Sampler, named
 from k2lab.errors import InputError, JournalError, MissingError
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def journal_of(
         messages=[dict(each) for each in messages],
         own_tools=recipe.tools is None,
         tools=[{"name": each.name, "parameters": digest_of(each.parameters)} for each in tools],
-        sampler="greedy" if recipe.sampler is greedy else repr(recipe.sampler),
+        sampler=named(recipe.sampler),
         max_tokens=recipe.max_tokens,
     )
 

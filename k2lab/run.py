@@ -29,7 +29,7 @@ from k2lab.engine.edits import Edit, Json, unique
 from k2lab.engine.events import Event, PromptRead
 from k2lab.engine.experiment import Experiment, experiment
 from k2lab.engine.generate import Settings
-from k2lab.engine.sampling import Sampler, anew
+from k2lab.engine.sampling import Sampler, anew, at, named
 from k2lab.engine.session import Control, Run
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain
@@ -162,7 +162,8 @@ class LabRun(Run):
             memory=recipe.rules.memory,
         )
         if again:
-            place, terms = self._interrupted(mind, tools, terms)
+            place, terms, draws = self._interrupted(mind, tools, terms)
+            settings = replace(settings, sampler=at(recipe.sampler, draws))
         elif parent is None:
             place = opening(mind, messages, tools)
             if recipe.rules.journal is not None:
@@ -346,8 +347,10 @@ class LabRun(Run):
             if self._journal is not None:
                 self._journal.close()
 
-    def _interrupted(self, mind: Mind, tools: Sequence[Tool], terms: Terms) -> tuple[Place, Terms]:
-        """Where the run of the journal stood, and the terms with what it knows."""
+    def _interrupted(
+        self, mind: Mind, tools: Sequence[Tool], terms: Terms
+    ) -> tuple[Place, Terms, str]:
+        """Where the run of the journal stood, the terms with what it knows, the sampler's state."""
         path, secrets = self.recipe.rules.journal, self.recipe.rules.secrets
         assert path is not None
         self._journal, records = Journal.reopen(path, mind.tokenizer, secrets=secrets)
@@ -366,7 +369,8 @@ class LabRun(Run):
         tell_again(records, guard, by_name)
         self._journal.note("resumed", unknown=list(found.unknown))
         terms = replace(terms, witness=self._journal, guard=guard, recalled=found.recalled)
-        return found.place, terms
+        same = records[0].facts["sampler"] == named(self.recipe.sampler)
+        return found.place, terms, found.draws if same else ""
 
     def _only_waiting(self) -> str:
         waiting = self.waiting

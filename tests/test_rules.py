@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from k2lab.agent.policy import allow, allow_reading, deny
 from k2lab.agent.resume import UNKNOWN
 from k2lab.agent.tools import Tool, tool
 from k2lab.engine.events import ApprovalGiven, Stopped, ToolAnswered
-from k2lab.engine.sampling import Sampler
+from k2lab.engine.sampling import Sampler, anew, at, sampled, state_of
 from k2lab.engine.session import Halted
 from k2lab.errors import BusyError, InputError, JournalError, MissingError
 from k2lab.evals.puppet import calls
@@ -417,3 +417,72 @@ def test_a_run_inside_a_call_ends_when_the_call_is_given_up(
     run.stop()
     run.wait(PATIENCE)
     until(lambda: ends == ["halted"] and not inner.lock.locked())
+
+
+class Partly:
+    """Writes a script, and draws where that has a gap."""
+
+    def __init__(self, script: Sequence[int | None], sampler: Sampler, place: int = 0) -> None:
+        self.script, self.sampler, self.place = script, sampler, place
+
+    def __call__(self, logits: Tensor) -> int:
+        wanted, self.place = self.script[self.place], self.place + 1
+        return self.sampler(logits[:250]) if wanted is None else wanted  # no special token
+
+    @property
+    def state(self) -> str:
+        return f"{self.place}|{state_of(self.sampler)}"
+
+    def at(self, state: str) -> "Partly":
+        place, _, inner = state.partition("|")
+        return Partly(self.script, at(self.sampler, inner), int(place))
+
+    def anew(self) -> "Partly":
+        return Partly(self.script, anew(self.sampler))
+
+
+def test_a_sampled_run_goes_on_with_the_draws_it_would_have_made(lab: Lab, tmp_path: Path) -> None:
+    def ids(text: str) -> list[int]:
+        segments = [Segment(text, markers=True, kind="answer")]
+        return list(lab.tokenizer.encode_segments(segments))
+
+    gap: list[int | None] = [None] * 12
+    think = [*ids("<think>"), *gap, *ids("</think>")]
+    turns = [*think, *ids(adding(2)), *think, *ids(adding(3, 1)), *think, *ids(f"Done.{END}")]
+    sampler, path = Partly(turns, sampled(temperature=1.5, seed=7)), tmp_path / "run.journal"
+
+    @tool(effect="reads")
+    def add(n: int) -> int:
+        """Add a number; the first time that the second call is made, the person stops the run."""
+        if n == 3 and not stopped:
+            stopped.append(True)
+            began.set()
+            cancellation().wait(PATIENCE)
+        return n
+
+    stopped, began = [True], threading.Event()
+    whole = ended(lab.run("Go.", tools=[add], sampler=sampler))
+    stopped.clear()
+    run = lab.run("Go.", tools=[add], sampler=sampler, journal=path)
+    assert began.wait(PATIENCE)
+    run.stop()
+    run.wait(PATIENCE)
+    assert run.state == "stopped"
+    again = ended(k2lab.resume(path, lab=lab, tools=[add], sampler=sampler))
+    assert again.trace.answer == "Done."
+    assert again.trace.ids.tolist() == whole.trace.ids.tolist()
+    drawn = whole.trace.ids[whole.turns[2] + 1 :][:12].tolist()
+    assert drawn != whole.trace.ids[whole.turns[0] + 1 :][:12].tolist()  # not the seed's first ones
+
+
+def test_a_turn_that_was_cut_is_drawn_on_without_naming_the_sampler_again(
+    lab: Lab, tmp_path: Path
+) -> None:
+    path, sampler = tmp_path / "run.journal", sampled(temperature=1.5, seed=2)
+    whole = ended(lab.run("Go.", tools=[], sampler=sampler, max_tokens=40))
+    cut = {"budget": Budget(tokens=9), "journal": path}
+    run = ended(lab.run("Go.", tools=[], sampler=sampler, max_tokens=40, **cut))
+    assert len(run.trace) < len(whole.trace)
+    again = ended(k2lab.resume(path, lab=lab, tools=[]))
+    assert again.recipe.sampler == sampler
+    assert again.trace.ids.tolist() == whole.trace.ids.tolist()

@@ -38,6 +38,7 @@ from k2lab.engine.events import (
     ToolAsked,
 )
 from k2lab.engine.generate import NOTHING, Prompt, Settings
+from k2lab.engine.sampling import state_of
 from k2lab.errors import InputError, TransientError
 from k2lab.model.cache import LatentCache
 from k2lab.text.messages import Message
@@ -169,7 +170,7 @@ class _Loop:
             begun = ()
             self.terms.witness.note(
                 "turn", step=step, given=prompt, chosen=written.ids, first=first,
-                seconds=self.meter.clock(),
+                seconds=self.meter.clock(), draws=state_of(self.settings.sampler),
             )  # fmt: skip
             for error in turn.errors:
                 yield Misread(error.kind, error.text)

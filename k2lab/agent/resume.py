@@ -37,6 +37,7 @@ class Interrupted:
     asked: tuple[tuple[str, str], ...]  # (name, arguments) of all calls that were answered
     turns: tuple[int, ...]  # the index at which each turn begins
     events: tuple[ToolAsked | ToolAnswered, ...]  # of the turns before the last
+    draws: str  # state of its sampler after its last turn; empty: from its seed on
 
 
 def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupted:
@@ -84,7 +85,13 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
     made = [each for key, each in asked.items() if key in answered]
     texts = tuple((each["name"], canonical_arguments(_json(each, journal))) for each in made)
     return Interrupted(
-        place, recalled, tuple(unknown), texts, turns=tuple(begins), events=tuple(events)
+        place,
+        recalled,
+        tuple(unknown),
+        texts,
+        turns=tuple(begins),
+        events=tuple(events),
+        draws=turns[step].get("draws", "") if turns else "",
     )
 
 

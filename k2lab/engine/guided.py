@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from k2lab.engine.sampling import Sampler, anew, greedy
+from k2lab.engine.sampling import Sampler, anew, at, greedy, state_of
 from k2lab.errors import InputError, MissingError
 from k2lab.text.parse import ARGUMENTS, CALL, CALL_END
 from k2lab.text.tokenizer import Tokenizer
@@ -82,6 +82,15 @@ class Guided:
     def anew(self) -> "Guided":
         """The same guide outside of any call, with its sampler at its seed."""
         return Guided(self.grammar, anew(self.sampler))
+
+    @property
+    def state(self) -> str:
+        """Where its sampler stands, outside of any call."""
+        return state_of(self.sampler)
+
+    def at(self, state: str) -> "Guided":
+        """The same guide outside of any call, with its sampler where it stood."""
+        return Guided(self.grammar, at(self.sampler, state))
 
     def _allowed(self, logits: Tensor) -> Tensor:
         """Which tokens may come [vocab]."""

@@ -3,9 +3,13 @@
     sampler(logits [vocab]) -> id
 
 K2 Thinking is meant to be sampled at temperature 1.0; K2-nano's exact tasks are run greedily.
-A sampler with a seed owns its generator, so the same seed gives the same tokens again.
+A sampler with a seed owns its generator, so the same seed gives the same tokens again, and its
+state is what an interrupted run needs to go on with the draws it would have made.
 """
 
+import ast
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
@@ -75,6 +79,19 @@ class Sampled:
             probabilities = probabilities[probabilities >= self.min_p * probabilities[0]]
         return int(ids[torch.multinomial(probabilities, 1, generator=self._generator)])
 
+    @property
+    def state(self) -> str:
+        """Where its generator stands, as text."""
+        return b64encode(zlib.compress(self._generator.get_state().numpy().tobytes())).decode()
+
+    def at(self, state: str) -> "Sampled":
+        """The same, with the generator where it stood."""
+        made, generator = replace(self), torch.Generator()
+        data = bytearray(zlib.decompress(b64decode(state)))
+        generator.set_state(torch.frombuffer(data, dtype=torch.uint8))
+        object.__setattr__(made, "_generator", generator)
+        return made
+
     def __repr__(self) -> str:
         given = (each for each in fields(self) if each.init)
         options = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in given)
@@ -90,6 +107,38 @@ def anew(sampler: Sampler) -> Sampler:
         return replace(sampler)
     own = getattr(sampler, "anew", None)
     return sampler if own is None else own()
+
+
+def state_of(sampler: Sampler) -> str:
+    """What a sampler needs to draw on as it would have; empty: it has nothing to remember."""
+    return str(getattr(sampler, "state", ""))
+
+
+def at(sampler: Sampler, state: str) -> Sampler:
+    """The sampler where it was in this state; from its seed on where there is none."""
+    own = getattr(sampler, "at", None)
+    return sampler if own is None or not state else own(state)
+
+
+def named(sampler: Sampler) -> str:
+    """A sampler in words, the same in each process; a person's own by what it is."""
+    if sampler is greedy or isinstance(sampler, Sampled):
+        return "greedy" if sampler is greedy else repr(sampler)
+    inner = getattr(sampler, "sampler", None)
+    return f"{type(sampler).__qualname__}({'' if inner is None else named(inner)})"
+
+
+def written(text: str) -> Sampler | None:
+    """The sampler of this `repr`; None if it is a person's own."""
+    if text == "greedy":
+        return greedy
+    try:
+        call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != "sampled" or call.args:
+            return None
+        return sampled(**{str(each.arg): ast.literal_eval(each.value) for each in call.keywords})
+    except (SyntaxError, ValueError, TypeError):
+        return None
 
 
 def _check(name: str, value: float, *, low: float, high: float) -> None:

@@ -139,3 +139,13 @@ def test_wider_logits_than_the_vocabulary_are_never_chosen(
     logits = torch.zeros(WIDTH + 64)
     logits[WIDTH:] = 9.0
     assert guide(logits) < WIDTH
+
+
+def test_a_guide_goes_on_with_the_draws_of_its_sampler(grammar: Grammar) -> None:
+    guide = Guided(grammar, sampled(temperature=3.0, seed=4))
+    logits = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))
+    logits[grammar.begin] = -1e4
+    for _ in range(5):
+        guide(logits)
+    again = guide.at(guide.state)
+    assert [again(logits) for _ in range(20)] == [guide(logits) for _ in range(20)]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2lab.engine.sampling import Sampler, greedy, sampled
+from k2lab.engine.sampling import Sampler, anew, at, greedy, named, sampled, state_of, written
 from k2lab.errors import InputError
 
 
@@ -157,3 +157,32 @@ def test_logits_are_not_changed() -> None:
 def test_nonsense_is_refused(nonsense: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(nonsense))):
         sampled(**nonsense)
+
+
+def test_draws_go_on_from_a_state_as_they_would_have() -> None:
+    sampler, logits = sampled(temperature=2.0, seed=5), torch.linspace(0, 3, 50)
+    for _ in range(7):
+        sampler(logits)
+    state = state_of(sampler)
+    wanted = [sampler(logits) for _ in range(40)]
+    again = at(sampled(temperature=2.0, seed=5), state)
+    assert [again(logits) for _ in range(40)] == wanted
+    fresh = anew(again)
+    assert [fresh(logits) for _ in range(40)] != wanted
+    assert state_of(greedy) == "" and at(greedy, "") is greedy
+
+
+@pytest.mark.parametrize("sampler", [greedy, sampled(seed=3), sampled(temperature=0.5, top_p=0.9)])
+def test_a_sampler_can_be_read_from_its_name(sampler: Sampler) -> None:
+    assert written(named(sampler)) == sampler
+
+
+@pytest.mark.parametrize(
+    "text", ["Guided(greedy)", "sampled(seed=print())", "sampled(3)", "", "a b"]
+)
+def test_what_is_no_name_of_a_sampler_gives_none(text: str) -> None:
+    assert written(text) is None
+
+
+def test_a_sampler_of_ones_own_is_named_by_its_kind_alone() -> None:
+    assert named(lambda logits: 0) == "function()"
