@@ -72,16 +72,15 @@ export class TraceData {
     this.put("experts", this.m * width, arrays.experts.subarray(skip * width));
     this.put("weights", this.m * width, arrays.weights.subarray(skip * width));
     this.put("margin", this.m * this.rows, arrays.margin.subarray(skip * this.rows));
-    const end = this.m + fresh, { kinds } = this.column;
-    for (let from = this.m; from < end;) { // up to a snapshot or a change of kind
-      const kind = kinds[from], stop = Math.min(end, (Math.floor(from / SNAPSHOT) + 1) * SNAPSHOT);
-      let to = from + 1;
-      while (to < stop && kinds[to] === kind) to++;
-      const name = RUNNING[kind] ?? "rest";
-      this.count(this.load[name], from, to);
-      this.counted[name] += to - from;
-      if (to % SNAPSHOT === 0) this.snapshots.push(this.sum(new Uint32Array(this.load.all.length)));
-      from = to;
+    const end = this.m + fresh;
+    for (let first = this.m, stop; first < end; first = stop) {
+      stop = Math.min(end, (Math.floor(first / SNAPSHOT) + 1) * SNAPSHOT);
+      for (const [kind, from, to] of this.runs(first, stop)) {
+        const name = RUNNING[kind] ?? "rest";
+        this.count(this.load[name], from, to);
+        this.counted[name] += to - from;
+      }
+      if (stop % SNAPSHOT === 0) this.snapshots.push(this.sum(new Uint32Array(this.load.all.length)));
     }
     this.sum(this.load.all);
     this.counted.all += fresh;
@@ -132,14 +131,9 @@ export class TraceData {
 
   /** The load of all tokens of a kind [row × expert], and how many they are. @param {number} kind */
   loadOfKind(kind) {
-    const load = new Uint32Array(this.load.all.length), { kinds } = this.column;
+    const load = new Uint32Array(this.load.all.length);
     let tokens = 0;
-    for (let from = 0; from < this.m;) {
-      let to = from + 1;
-      while (to < this.m && kinds[to] === kinds[from]) to++;
-      if (kinds[from] === kind) { this.count(load, from, to); tokens += to - from; }
-      from = to;
-    }
+    for (const [one, from, to] of this.runs(0, this.m)) if (one === kind) { this.count(load, from, to); tokens += to - from; }
     return { load, tokens };
   }
 
@@ -174,6 +168,49 @@ export class TraceData {
     if (i < 0 || i >= this.m) return found;
     for (let s = 0; s < this.slots; s++) found.push({ expert: this.column.experts[at + s], weight: this.column.weights[at + s] / 255 });
     return found;
+  }
+
+  /** Weights of one token's choices [row × expert]. */
+  weightsOf(i) {
+    const values = new Float32Array(this.rows * this.experts);
+    for (let row = 0; row < this.rows; row++) for (const { expert, weight } of this.choices(i, row)) values[row * this.experts + expert] = weight;
+    return values;
+  }
+
+  /** How even a row's load is: entropy (1: even), Gini (0: even), dormant share; null without load. */
+  evenness(load, row) {
+    const { experts } = this, counts = Uint32Array.from(load.subarray(row * experts, (row + 1) * experts)).sort(); // typed: by value
+    let total = 0, entropy = 0, gini = 0, dormant = 0;
+    for (const count of counts) total += count;
+    if (!total) return null;
+    for (let i = 0; i < experts; i++) {
+      const share = counts[i] / total;
+      if (share) entropy -= share * Math.log(share); else dormant++;
+      gini += (2 * (i + 1) - experts - 1) * share;
+    }
+    return { entropy: entropy / Math.log(experts), gini: gini / experts, dormant: dormant / experts };
+  }
+
+  /** Differences of load shares, thinking − answer [row × expert], and the largest size. */
+  difference() {
+    const { load } = this, values = new Float32Array(this.rows * this.experts);
+    const perRow = (kind) => Math.max(1, this.counted[kind] * this.slots);
+    let most = 0;
+    for (let i = 0; i < values.length; i++) {
+      values[i] = load.thinking[i] / perRow("thinking") - load.answer[i] / perRow("answer");
+      most = Math.max(most, Math.abs(values[i]));
+    }
+    return { values, most };
+  }
+
+  /** Tokens a … b − 1 in runs of one kind: kind, first token, the one after the last. */
+  *runs(a, b) {
+    const { kinds } = this.column;
+    for (let start = a, stop; start < b; start = stop) {
+      stop = start + 1;
+      while (stop < b && kinds[stop] === kinds[start]) stop++;
+      yield [kinds[start], start, stop];
+    }
   }
 
   /** Which tokens an expert computed: one byte per token. @returns {Uint8Array} */

@@ -1,4 +1,4 @@
-import { button, choice, copyText, el, lineForm, toggle } from "./_kit.js";
+import { button, choice, copyText, el, lineForm, setText, toggle } from "./_kit.js";
 import { percent } from "./_numbers.js";
 
 /**
@@ -17,7 +17,7 @@ export function statusLine(store, signal) {
   const notice = el("div.k2-notice", { role: "alert", hidden: true });
   const write = () => {
     const { status } = store, parts = statusParts(status, store.get("about") ?? {}, store.data.n);
-    if (state.textContent !== parts.state) state.textContent = parts.state;
+    setText(state, parts.state);
     state.dataset.state = status.state ?? "";
     facts.textContent = parts.facts;
     badge.textContent = status.provenance ?? "";

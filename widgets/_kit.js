@@ -25,6 +25,12 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** Writes a text where it is another: what is announced is not announced again. @param {Node} node @param {string} text */
+export function setText(node, text) { if (node.textContent !== text) node.textContent = text; }
+
+/** A part of the page that scrolls, so that keys must reach it. @param {string} tag @param {string} label @param {...(Node|string)} children */
+export function region(tag, label, ...children) { return el(tag, { tabindex: 0, role: "region", "aria-label": label }, ...children); }
+
 /**
  * A real button.
  * @param {string} label @param {() => void} act @param {AbortSignal} signal
@@ -123,6 +129,12 @@ export function painter(draw, signal, fail) {
       try { draw(now); } catch (error) { fail(error); }
     });
   };
+}
+
+/** A function that remembers what was made for the latest key. @returns {(key: string, make: () => any) => any} */
+export function latest() {
+  let known = { key: "", value: null };
+  return (key, make) => (known.key === key ? known : (known = { key, value: make() })).value;
 }
 
 /** Calls `act` when an element changes its size, until the signal. @param {Element} node @param {() => void} act @param {AbortSignal} signal */

@@ -1,4 +1,4 @@
-import { button, el, onKeys, onSize, painter, table, toggle } from "./_kit.js";
+import { button, el, onKeys, onSize, painter, region, setText, table, toggle } from "./_kit.js";
 import { onTheme } from "./_colour.js";
 import { canvasPen, download, inkOf, pictureFile } from "./_pen.js";
 import { statusLine } from "./_head.js";
@@ -49,7 +49,7 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
     grid.hidden = !!why || asTable; pane.hidden = !!why || !asTable; foot.hidden = !!why;
     for (const node of files) node.disabled = !!why;
     if (why) return;
-    if (readout.textContent !== shown.words) readout.textContent = shown.words;
+    setText(readout, shown.words);
     if (asTable) { drawTable(shown.table()); return; }
     const ratio = devicePixelRatio || 1;
     place = shown.place(grid.clientWidth, ratio);
@@ -117,7 +117,7 @@ let cells = 0;
 
 /** Where a widget's table stands. @param {string} name of the widget */
 export function tablePane(name) {
-  return el("div.k2-table-pane", { hidden: true, tabindex: 0, role: "region", "aria-label": `${name} as a table` });
+  return region("div.k2-table-pane", `${name} as a table`);
 }
 
 /**
@@ -128,6 +128,9 @@ export function takeAway(turn, file, signal) {
   const files = ["png", "svg"].map((kind) => button(kind.toUpperCase(), () => file(/** @type {any} */ (kind)), signal, { title: `Save this picture as ${kind.toUpperCase()}` }));
   return { files, group: el("div.k2-group", {}, toggle("Table", turn, signal), ...files) };
 }
+
+/** Which way an arrow key points: one step aside or down, or none. @param {string} key */
+export function arrow(key) { return { side: { ArrowRight: 1, ArrowLeft: -1 }[key], down: { ArrowDown: 1, ArrowUp: -1 }[key] }; }
 
 /** Moves within a row of marks: what a key does to a position, or null. @param {string} key */
 export function stepOf(key, at, last, wide = 10) {

@@ -44,12 +44,12 @@ export function popover(store, signal) {
   const box = el("div.k2-pop", { hidden: true });
   let key = "";
   const branch = (message) => { store.outcome = null; store.send({ type: "branch", ...message }); };
-  const row = (data, i, { id, text, p }, colour, live) => el("tr", { class: id === data.column.ids[i] ? "k2-chosen" : "" },
+  const row = (data, i, { id, text, p }, colour, live) => el("tr", { class: id === data.column.ids[i] && "k2-chosen" },
     el("td.k2-mono", {}, live ? button(visible(text), () => branch({ at: i, token: id }), signal, { class: "k2-pick", title: `Branch here with ${visible(text)}` }) : visible(text)),
     el("td.k2-bar", {}, el("span", { style: `width:${Math.max(1, p * 100)}%;background:${colour}` })),
     el("td.k2-number", { text: percent(p) }));
   function own(i) { // a text of the person's own
-    const { node, input } = lineForm({ style: "k2-own", label: "Text to go on with", hint: "… or write what comes here", word: "Branch" }, () => { if (input.value) branch({ at: i, text: input.value }); }, signal);
+    const { node, input } = lineForm({ style: "k2-group k2-own", label: "Text to go on with", hint: "… or write what comes here", word: "Branch" }, () => { if (input.value) branch({ at: i, text: input.value }); }, signal);
     input.addEventListener("keydown", (event) => { if (event.key === "Escape") store.clear(); }, { signal });
     return node;
   }

@@ -1,32 +1,29 @@
 import { NAMES } from "./_numbers.js";
-import { button, choice, copyText, el, offer, table } from "./_kit.js";
+import { button, choice, copyText, el, offer, setText, table } from "./_kit.js";
 
 /**
  * Shared by the widgets that change a run: the tray of edits, and what can be done with it. An edit
  * is the JSON of k2lab/engine/edits.py. Not here: what an edit does to the network.
  */
 
-/** What can be done to an expert: words for the button, and the fields beside layer and expert. */
+/** What can be done to an expert: words for the button, and what else stands in the edit. */
 export const DEEDS = {
-  zero: { label: "Zero", say: "zero", title: "Drop this expert's output; the others keep their weights", more: {} },
-  around: { label: "Route around", say: "route around", title: "This expert cannot be chosen; the next best takes its place", more: {} },
-  force: { label: "Force", say: "force", title: "Always choose this expert, with the weight of its own score", more: {} },
-  lower: { label: "Bias −", say: "bias", title: "Lower its choice score by 0.05", more: { amount: -0.05 } },
-  raise: { label: "Bias +", say: "bias", title: "Raise its choice score by 0.05", more: { amount: 0.05 } },
+  zero: { label: "Zero", title: "Drop this expert's output; the others keep their weights" },
+  around: { label: "Route around", title: "This expert cannot be chosen; the next best takes its place" },
+  force: { label: "Force", title: "Always choose this expert, with the weight of its own score" },
+  lower: { label: "Bias −", title: "Lower its choice score by 0.05", more: { amount: -0.05 } },
+  raise: { label: "Bias +", title: "Raise its choice score by 0.05", more: { amount: 0.05 } },
 };
 
 /** What can be done to an attention head. */
 export const HEAD_DEEDS = {
-  zero_heads: { label: "Zero head", say: "zero", title: "Drop this head's output before the output projection", more: {} },
+  zero_heads: { label: "Zero head", title: "Drop this head's output before the output projection" },
 };
-
-/** The edit of a deed to a head. */
-export function headEdit(layer, head, scope = {}) { return { do: "zero_heads", layer, heads: [head], ...scope }; }
 
 /** The edit of a deed. @param {keyof DEEDS} deed @param {any} scope `tokens`, `segment` or nothing */
 export function editOf(deed, layer, expert, scope = {}) {
   const { more } = DEEDS[deed];
-  return { do: "amount" in more ? "bias" : deed, layer, experts: [expert], ...more, ...scope };
+  return { do: more ? "bias" : deed, layer, experts: [expert], ...more, ...scope };
 }
 
 /** The edits with one more; the same bias twice adds up, what takes itself back is gone. */
@@ -78,10 +75,7 @@ export function scopes(store) {
 }
 
 /** What came of the last action, in words. @param {any} outcome */
-export function outcomeWords(outcome) {
-  if (!outcome) return "";
-  return String(outcome.error ?? outcome.text ?? "");
-}
+export function outcomeWords(outcome) { return String(outcome?.error ?? outcome?.text ?? ""); }
 
 /** An experiment as rows of a table. @param {any} report as `Experiment.to_json` of k2lab/engine/experiment.py gives it */
 export function reportRows(report) {
@@ -98,10 +92,11 @@ export function reportRows(report) {
  */
 export function tray(store, signal, whom = expertOf(store)) {
   let scope = "", waiting = false;
+  const edits = () => store.get("edits") ?? [], change = (all) => store.select({ edits: all });
   const target = el("span.k2-target");
   const add = (deed) => {
     const fields = scopes(store).find(([name]) => name === select.value)?.[2] ?? {};
-    store.select({ edits: withEdit(store.get("edits") ?? [], whom.edit(deed, fields)) });
+    change(withEdit(edits(), whom.edit(deed, fields)));
   };
   const deeds = Object.entries(whom.deeds).map(([deed, { label, title }]) => button(label, () => add(/** @type {any} */ (deed)), signal, { title }));
   const where = choice("for", [["all", "all tokens"]], "all", (value) => { scope = value; }, signal);
@@ -109,18 +104,18 @@ export function tray(store, signal, whom = expertOf(store)) {
   const list = el("ul.k2-edits", { "aria-label": "Edits" });
   const run = button("Run control + treatment", () => {
     waiting = true;
-    store.send({ type: "treat", edits: store.get("edits") ?? [], at: store.pinned()[0] });
+    store.send({ type: "treat", edits: edits(), at: store.pinned()[0] });
     write();
   }, signal, { class: "k2-button k2-strong" });
-  const copy = button("Copy as code", () => copyText(editCode(store.get("edits") ?? [], store.get("code") ?? ""), copy), signal);
-  const empty = button("Clear", () => { store.outcome = null; store.select({ edits: [] }); store.tell(); }, signal);
+  const copy = button("Copy as code", () => copyText(editCode(edits(), store.get("code") ?? ""), copy), signal);
+  const empty = button("Clear", () => { store.outcome = null; change([]); store.tell(); }, signal);
   const report = el("div.k2-report", { role: "status" });
   const node = el("div.k2-tray", { role: "group", "aria-label": "Edits of the network" },
     el("div.k2-deeds", {}, target, ...deeds), list, el("div.k2-deeds", {}, where, run, copy, empty), report);
   let written = "", told = null;
   function write() {
-    const edits = store.get("edits") ?? [], words = whom.words();
-    if (target.textContent !== (words || "Nothing chosen yet")) target.textContent = words || "Nothing chosen yet";
+    const all = edits(), words = whom.words();
+    setText(target, words || "Nothing chosen yet");
     for (const each of deeds) each.disabled = !words;
     const known = scopes(store), usual = known.some(([name]) => name === store.get("segment")) ? store.get("segment") : "all";
     const now = known.some(([name]) => name === scope) ? scope : usual, key = JSON.stringify([now, known.map(([name, text]) => [name, text])]);
@@ -130,20 +125,20 @@ export function tray(store, signal, whom = expertOf(store)) {
     }
     const can = store.can("treat");
     if (waiting && store.outcome?.action === "treat") waiting = false;
-    run.disabled = !edits.length || !can || store.busy || waiting;
+    run.disabled = !all.length || !can || store.busy || waiting;
     run.title = can ? "Runs the edits, and random experts of equal load as control; reports the difference" : "Only a live lab can run this; Copy as code gives the cell";
     run.textContent = waiting ? "Running control + treatment …" : "Run control + treatment";
-    copy.disabled = empty.disabled = !edits.length;
+    copy.disabled = empty.disabled = !all.length;
     const mine = store.outcome?.action === "treat" || store.outcome?.error ? store.outcome : null;
     if (told !== mine) {
       told = mine;
       report.replaceChildren(...(mine?.report ? [table(`${mine.report.controls.length} controls of equal load, ${mine.report.tokens} tokens, seed ${mine.report.seed}. ${mine.text}`, ["measure", "treatment", "control", "difference", "95 % interval", "p"], reportRows(mine.report))] : [outcomeWords(mine)]));
     }
-    const text = JSON.stringify(edits);
+    const text = JSON.stringify(all);
     if (text === written) return;
     written = text;
-    list.replaceChildren(...edits.map((edit, place) => el("li", {}, el("span", { text: editWords(edit) }),
-      button("×", () => store.select({ edits: (store.get("edits") ?? []).toSpliced(place, 1) }), signal, { class: "k2-button k2-small", "aria-label": `Remove: ${editWords(edit)}` }))));
+    list.replaceChildren(...all.map((edit, place) => el("li", {}, el("span", { text: editWords(edit) }),
+      button("×", () => change(edits().toSpliced(place, 1)), signal, { class: "k2-button k2-small", "aria-label": `Remove: ${editWords(edit)}` }))));
   }
   store.follow(write, signal);
   return { node, write };

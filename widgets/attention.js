@@ -1,9 +1,9 @@
 import { clamp, decimal, half, kindColour, percent } from "./_numbers.js";
 import { ramp } from "./_colour.js";
 import { choice, offer, storeView } from "./_kit.js";
-import { picturePanel } from "./_panel.js";
+import { arrow, picturePanel } from "./_panel.js";
 import { fillBox, pixels, putText, strokeBox } from "./_pen.js";
-import { HEAD_DEEDS, headEdit, tray } from "./_tray.js";
+import { HEAD_DEEDS, tray } from "./_tray.js";
 
 /**
  * AttentionCache: what the heads of one layer read at one token, over the text itself and as a grid;
@@ -102,12 +102,7 @@ function draw(pen, at, ink, { data, arrays, sources, rows, names, values, head, 
 /** The text's parts below the grid, and the length of each cached latent. */
 function drawSources(pen, at, ink, data, arrays, sources) {
   const x = (i) => at.left + (i / sources) * at.room;
-  for (let i = 0; i < sources;) {
-    let stop = i + 1;
-    while (stop < sources && data.column.kinds[stop] === data.column.kinds[i]) stop++;
-    fillBox(pen, kindColour(data.column.kinds[i]), [x(i), at.textY, Math.max(0.6, x(stop) - x(i) - 0.5), 8]);
-    i = stop;
-  }
+  for (const [kind, start, stop] of data.runs(0, sources)) fillBox(pen, kindColour(kind), [x(start), at.textY, Math.max(0.6, x(stop) - x(start) - 0.5), 8]);
   putText(pen, ink.dim, "text", at.left - 5, at.textY + 4, "right");
   pen.fillText("|c|", at.left - 5, at.normY + at.normHeight / 2);
   const norms = arrays.norm, most = norms.reduce((a, b) => Math.max(a, b), 1e-9), bars = binned(norms, Math.round(at.room)), wide = at.room / bars.length;
@@ -141,17 +136,18 @@ function fill(view) {
     click: ({ head }) => { if (head >= 0) { held = held === shown.names[head] ? -1 : shown.names[head]; store.select({ head: held }); } },
     keys,
   });
-  const edits = tray(store, signal, { deeds: HEAD_DEEDS, words: () => (store.get("head") >= 0 ? `L${layerNow()} head ${store.get("head")}` : ""), edit: (_, scope) => headEdit(layerNow(), store.get("head"), scope) });
+  const edits = tray(store, signal, { deeds: HEAD_DEEDS, words: () => (store.get("head") >= 0 ? `L${layerNow()} head ${store.get("head")}` : ""), edit: (deed, scope) => ({ do: deed, layer: layerNow(), heads: [store.get("head")], ...scope }) });
   root.append(edits.node);
   panel.grid.addEventListener("pointerleave", () => { hovered = -1; store.select({ head: held }); panel.paint(); }, { signal });
   signal.addEventListener("abort", () => store.setHeat(null));
 
   /** The query is what is pinned, else where the pointer is, else the last token. */
-  const query = () => { const { data } = store, pin = store.pinned()[0], head = store.get("playhead"); return pin >= 0 && pin < data.n ? pin : head >= 0 && head < data.n ? head : data.n - 1; };
-  const layerNow = () => { const count = store.get("about")?.layers ?? 0, layer = store.get("layer"); return layer >= 0 && layer < count ? layer : count - 1; };
+  const query = () => { const { n } = store.data, pin = store.pinned()[0]; return pin >= 0 && pin < n ? pin : store.token(n); };
+  const layerCount = () => store.get("about")?.layers ?? 0;
+  const layerNow = () => { const count = layerCount(), layer = store.get("layer"); return layer >= 0 && layer < count ? layer : count - 1; };
 
   function content() {
-    const { data } = store, count = store.get("about")?.layers ?? 0, i = query(), layer = layerNow();
+    const { data } = store, count = layerCount(), i = query(), layer = layerNow();
     if (list.options.length !== count) offer(list, Array.from({ length: count }, (_, l) => [String(l), `layer ${l}`]), String(layer));
     if (list.value !== String(layer)) list.value = String(layer);
     shown = null;
@@ -165,22 +161,21 @@ function fill(view) {
     const most = mostRead(values), peak = Math.max(most[0]?.share ?? 0, 1e-9), whose = head >= 0 ? `head ${names[head]}` : "the mean of the heads";
     shown = { data, sources, heads, names, values, layer, token: i, head };
     store.setHeat({ key: `${i}|${layer}|${head}|${store.epoch}`, values: values.map((share) => share / peak), label: `read by ${whose} of layer ${layer}` });
-    const colours = ramp(store.get("palette")), { status } = store;
+    const colours = ramp(store.get("palette")), { status } = store, named = (found, words) => found.map(({ i: s, share }) => `${JSON.stringify(data.texts[s])} ${words(s, percent(share))}`).join(", ");
     return {
       place: (width) => place(width, heads),
       paint: (pen, at, ink) => draw(pen, at, ink, { data, arrays, sources, rows, names, values, head, hovered, colours, status, scratch }),
-      table: () => ({ caption: `Layer ${layer} at token ${i}, ${JSON.stringify(data.texts[i])}: what each head reads`, head: ["head", "reads most", "positions for half", "rotated part"], rows: rows.map((row, h) => [String(names[h]), mostRead(row, 4).map(({ i: s, share }) => `${JSON.stringify(data.texts[s])} ${s} (${percent(share)})`).join(", "), String(spread(row)), percent(arrays.rope[h])]) }),
+      table: () => ({ caption: `Layer ${layer} at token ${i}, ${JSON.stringify(data.texts[i])}: what each head reads`, head: ["head", "reads most", "positions for half", "rotated part"], rows: rows.map((row, h) => [String(names[h]), named(mostRead(row, 4), (s, share) => `${s} (${share})`), String(spread(row)), percent(arrays.rope[h])]) }),
       words: hovered >= 0 && hovered < sources ? `Source ${hovered} ${JSON.stringify(data.texts[hovered])}: ${percent(values[hovered])} of ${whose}; latent of length ${decimal(arrays.norm[hovered], 1)}`
-        : `Token ${i} ${JSON.stringify(data.texts[i])}, layer ${layer}: ${whose} reads ${most.slice(0, 4).map(({ i: s, share }) => `${JSON.stringify(data.texts[s])} ${percent(share)}`).join(", ")}; half of it from ${spread(values)} of ${sources} positions. Weights: ${detail.provenance}.`,
+        : `Token ${i} ${JSON.stringify(data.texts[i])}, layer ${layer}: ${whose} reads ${named(most.slice(0, 4), (_, share) => share)}; half of it from ${spread(values)} of ${sources} positions. Weights: ${detail.provenance}.`,
     };
   }
 
   function keys(key) {
     if (!shown) return false;
-    const { heads, names, sources, head, token } = shown, count = store.get("about")?.layers ?? 1;
+    const { heads, names, sources, head, token } = shown, count = layerCount(), { side, down } = arrow(key);
     if (key === "Enter") { store.pin({ playhead: token }); return true; }
     if (key === "PageUp" || key === "PageDown") { store.select({ layer: clamp(layerNow() + (key === "PageUp" ? 1 : -1), 0, count - 1) }); panel.say(`Layer ${layerNow()}`); return true; }
-    const down = { ArrowDown: 1, ArrowUp: -1 }[key], side = { ArrowRight: 1, ArrowLeft: -1 }[key];
     if (down) { const next = clamp(head + down, -1, heads - 1); held = next < 0 ? -1 : names[next]; store.select({ head: held }); panel.say(held < 0 ? "mean of the heads" : `head ${held}`); return true; }
     if (!side) return false;
     hovered = clamp((hovered < 0 ? sources : hovered) + side, 0, sources - 1);

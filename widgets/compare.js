@@ -1,7 +1,7 @@
 import { clamp, decimal, kindColour, KINDS, percent, signed } from "./_numbers.js";
-import { button, choice, copyText, el, offer, onTrait, registry, storeView } from "./_kit.js";
+import { button, choice, copyText, el, latest, offer, onTrait, region, registry, storeView } from "./_kit.js";
 import { BLUE, ORANGE } from "./_colour.js";
-import { picturePanel } from "./_panel.js";
+import { arrow, picturePanel } from "./_panel.js";
 import { fillBox, putText } from "./_pen.js";
 import { editWords, outcomeWords } from "./_tray.js";
 
@@ -125,6 +125,7 @@ function fill(view) {
   root.classList.add("k2-compare");
   const SIDES = ["run", "compare"]; // the traits of the selection that say which runs
   let shown = null, listening = new Set(), known = { key: "" };
+  const compared = latest();
   const chosen = () => SIDES.map((name) => store.get(name) || store.get("store_id"));
   const picks = ["Left", "Right"].map((label, side) => choice(label, [], "", (value) => store.select({ [SIDES[side]]: value }), signal));
   const lists = picks.map((pick) => pick.control);
@@ -169,10 +170,9 @@ function fill(view) {
     if (runs.length < 2) return { why: store.can("branch") ? "One run so far. Point at a token in the text and choose one of its alternatives: the run branches there, and both stand here side by side." : "There is one run here, and nothing to compare it with. In a live lab, `run.branch(at, …)` makes another." };
     if (!left || !right) return { why: "The data of the other run is not in this page. Run its cell again to see it." };
     if (sides[0] === sides[1]) return { why: "Choose two different runs." };
-    const [a, b] = [left.data, right.data], shared = parting(a, b), stamp = `${sides}|${a.n}|${b.n}|${a.m}|${b.m}`;
+    const [a, b] = [left.data, right.data], shared = parting(a, b), stamp = [sides, ...[left, right].map(({ epoch, data }) => [epoch, data.n, data.m])].join("|");
     const part = shared < Math.min(a.n, b.n) ? shared : 0; // the same tokens: edits change routing alone
-    if (known.stamp !== stamp) Object.assign(known, { stamp, after: agreement(a, b, part, Infinity), difference: entropyDifference(a, b, part) });
-    const { after, difference } = known;
+    const { after, difference } = compared(stamp, () => ({ after: agreement(a, b, part, Infinity), difference: entropyDifference(a, b, part) }));
     shown = { a, b, part, after, difference };
     writePanes(left, right, shared);
     const row = store.row(), head = store.get("playhead"), more = mean(difference);
@@ -215,14 +215,14 @@ function fill(view) {
       text.append(node);
     }
     if (stop < data.n) text.append(el("span.k2-omitted", { text: ` … ${data.n - stop} more tokens` }));
-    return el("div.k2-pane", { tabindex: 0, role: "region", "aria-label": `Text of ${name}` }, el("div.k2-pane-name", { text: name }), text);
+    return region("div.k2-pane", `Text of ${name}`, el("div.k2-pane-name", { text: name }), text);
   }
   panes.addEventListener("pointerover", (event) => { const node = event.target instanceof Element ? event.target.closest("[data-i]") : null; if (node) store.hover({ playhead: Number(node.dataset.i) }); }, { signal });
   panes.addEventListener("pointerleave", () => store.leave(), { signal });
 
   function keys(key) {
     if (!shown) return false;
-    const { a, part, difference, after } = shown, down = { ArrowDown: 1, ArrowUp: -1 }[key], side = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    const { a, part, difference, after } = shown, { side, down } = arrow(key);
     if (key === "Enter") { store.pin({ playhead: store.get("playhead"), layer: store.get("layer") }); return true; }
     if (down) {
       const row = clamp(store.row() + down, 0, a.rows - 1);

@@ -1,6 +1,6 @@
 import { clamp, decimal, KINDS, NAMES, percent } from "./_numbers.js";
 import { calm, gradient, ramp } from "./_colour.js";
-import { choice, el, onKeys, storeView, traitChoice } from "./_kit.js";
+import { choice, el, latest, onKeys, storeView, traitChoice } from "./_kit.js";
 import { picturePanel } from "./_panel.js";
 import { fillBox, pixels, putText, strokeBox } from "./_pen.js";
 
@@ -47,37 +47,10 @@ export function orders(values, rows, experts, sort) {
   });
 }
 
-/** How even a row's load is: entropy (1: even), Gini (0: even), dormant share; null without load. */
-export function evenness(load, row, experts) {
-  const counts = Uint32Array.from(load.subarray(row * experts, (row + 1) * experts)).sort(); // typed: by value
-  let total = 0, entropy = 0, gini = 0, dormant = 0;
-  for (const count of counts) total += count;
-  if (!total) return null;
-  for (let i = 0; i < experts; i++) {
-    const share = counts[i] / total;
-    if (share) entropy -= share * Math.log(share); else dormant++;
-    gini += (2 * (i + 1) - experts - 1) * share;
-  }
-  return { entropy: entropy / Math.log(experts), gini: gini / experts, dormant: dormant / experts };
-}
-
-/** Differences of load shares, thinking − answer [row × expert], and the largest size. */
-export function difference(data) {
-  const { rows, experts, load } = data, values = new Float32Array(rows * experts);
-  const perRow = (kind) => Math.max(1, data.counted[kind] * data.slots);
-  let most = 0;
-  for (let i = 0; i < values.length; i++) {
-    values[i] = load.thinking[i] / perRow("thinking") - load.answer[i] / perRow("answer");
-    most = Math.max(most, Math.abs(values[i]));
-  }
-  return { values, most };
-}
-
-/** Weights of one token's choices [row × expert]. */
-export function tokenValues(data, token) {
-  const values = new Float32Array(data.rows * data.experts);
-  for (let row = 0; row < data.rows; row++) for (const { expert, weight } of data.choices(token, row)) values[row * data.experts + expert] = weight;
-  return values;
+/** A load as shares of its largest entry. @param {Uint32Array} load */
+export function shares(load) {
+  const most = load.reduce((a, b) => Math.max(a, b), 1);
+  return { most, values: Float32Array.from(load, (n) => n / most) };
 }
 
 /** What a search means: "12", "L3", "L3 E12", "3.12". @returns {{layer?: number, expert?: number, problem?: string}} */
@@ -109,7 +82,7 @@ export function cellWords(data, row, expert, token = -1) {
 /** Rows of the table: one per layer. */
 export function layerRows(data, load) {
   return Array.from({ length: data.rows }, (_, row) => {
-    const even = evenness(load, row, data.experts), counts = load.subarray(row * data.experts, (row + 1) * data.experts);
+    const even = data.evenness(load, row), counts = load.subarray(row * data.experts, (row + 1) * data.experts);
     const total = counts.reduce((sum, count) => sum + count, 0);
     const busiest = orders(load, data.rows, data.experts, "load")[row].slice(0, 5);
     return [String(row + data.dense), even ? decimal(even.entropy, 3) : "–", even ? decimal(even.gini, 3) : "–", even ? percent(even.dormant) : "–",
@@ -121,9 +94,9 @@ export function layerRows(data, load) {
 
 function draw(pen, at, ink, { data, order, shown, even, colours, row, expert, token, pin, sort, scratch }) {
   const { rows, experts } = data, share = shown.both ? (value) => (value + 1) / 2 : (value) => value;
-  const drawn = lastDrawn.get(scratch) ?? [], now = [shown.values, order, colours];
-  if (now.some((one, i) => one !== drawn[i])) { pixels(scratch, rows, experts, (r, c) => share(shown.values[r * experts + order[r][c]]), colours); lastDrawn.set(scratch, now); }
-  pen.drawImage(scratch, at.left, at.top, at.cell * experts, at.line * rows);
+  const holds = [shown.values, order, colours];
+  if (holds.some((one, i) => one !== scratch.holds[i])) { pixels(scratch.canvas, rows, experts, (r, c) => share(shown.values[r * experts + order[r][c]]), colours); scratch.holds = holds; }
+  pen.drawImage(scratch.canvas, at.left, at.top, at.cell * experts, at.line * rows);
   if (at.gap) {
     for (let c = 1; c < experts; c++) fillBox(pen, ink.bg, [at.left + c * at.cell - 1, at.top, 1, at.line * rows]);
     for (let r = 1; r < rows; r++) fillBox(pen, ink.bg, [at.left, at.top + r * at.line - 1, at.cell * experts, 1]);
@@ -138,9 +111,6 @@ function draw(pen, at, ink, { data, order, shown, even, colours, row, expert, to
   if (pin[0] >= 0 && pin[0] < rows && pin[1] >= 0 && pin[1] < experts) frame(pin[0], pin[1], ink.pin, 2);
   if (row >= 0 && expert >= 0 && expert < experts) { frame(row, expert, ink.bg, 4); frame(row, expert, ink.pin, 2); }
 }
-
-/** What each small canvas holds: values, order, colours. @type {WeakMap<HTMLCanvasElement, any[]>} */
-const lastDrawn = new WeakMap();
 
 function axes(pen, at, ink, { rows, experts, dense }, sort) {
   const every = Math.max(1, Math.ceil(13 / at.line) * (at.line < 13 ? 3 : 1));
@@ -175,10 +145,10 @@ function bars(pen, at, ink, even) {
 // ---------------------------------------------------------------- the widget
 
 function fill(view) {
-  const { model, store, root, signal } = view, scratch = document.createElement("canvas");
+  const { model, store, root, signal } = view, scratch = { canvas: document.createElement("canvas"), holds: [] }; // values, order, colours
   root.classList.add("k2-experts");
-  let data = store.data, order = [], orderKey = "", even = [], evenKey = "", brush = { key: "", load: new Uint32Array(0) };
-  let whole = { key: "", values: new Float32Array(0) }, glow = new Float32Array(0), glowAt = 0, glowSeen = 0, problem = "";
+  const [ordered, evened, brushed, whole] = [latest(), latest(), latest(), latest()];
+  let data = store.data, order = [], glow = new Float32Array(0), glowAt = 0, glowSeen = 0, problem = "";
   const box = el("input.k2-input.k2-search", { type: "search", placeholder: "L3 E12", "aria-label": "Find an expert, such as L3 E12" });
   const low = el("span"), high = el("span"), swatch = el("span.k2-ramp");
   const trait = (name, label, options) => traitChoice(view, name, label, options, () => panel.paint());
@@ -199,51 +169,44 @@ function fill(view) {
     if (mode === "range") {
       const segment = store.get("segment") ?? "";
       if (!range && !segment) return { why: "Select some text (drag over it, or Shift and arrow keys), or a part by its letter, to see which experts it used." };
-      const key = `${range ?? segment}|${data.m}`;
-      if (brush.key !== key) {
-        const { load, tokens } = range ? { load: data.loadOf(...range), tokens: Math.min(range[1], data.m) - range[0] } : data.loadOfKind(KINDS.indexOf(segment));
-        const most = load.reduce((a, b) => Math.max(a, b), 1);
-        brush = { key, load, most, tokens, values: Float32Array.from(load, (n) => n / most) };
-      }
-      return { values: brush.values, load: brush.load, low: "0", high: `${percent(brush.most / Math.max(1, brush.tokens))} of ${range ? `tokens ${range[0]} to ${range[1] - 1}` : `${brush.tokens} tokens, all of ${NAMES[segment]}`}` };
+      const { load, tokens, values, most } = brushed(`${known()}|${range ?? segment}`, () => {
+        const found = range ? { load: data.loadOf(...range), tokens: Math.min(range[1], data.m) - range[0] } : data.loadOfKind(KINDS.indexOf(segment));
+        return { ...found, ...shares(found.load) };
+      });
+      return { values, load, low: "0", high: `${percent(most / Math.max(1, tokens))} of ${range ? `tokens ${range[0]} to ${range[1] - 1}` : `${tokens} tokens, all of ${NAMES[segment]}`}` };
     }
     if (mode === "difference") {
       if (!counted.thinking || !counted.answer) return { why: `There are no ${counted.thinking ? "answer" : "thinking"} tokens with routing yet, so there is nothing to compare.` };
-      const { values, most } = cached("difference", () => { const found = difference(data); return { most: found.most, values: found.values.map((value) => value / (found.most || 1)) }; });
+      const { values, most } = whole(`difference|${known()}`, () => { const { most, values } = data.difference(); return { most, values: values.map((value) => value / (most || 1)) }; });
       return { values, load: load.all, both: true, low: `answer +${percent(most)}`, high: `thinking +${percent(most)}` };
     }
-    const { values, most } = cached("all", () => { const most = load.all.reduce((a, b) => Math.max(a, b), 1); return { most, values: Float32Array.from(load.all, (n) => n / most) }; });
+    const { values, most } = whole(known(), () => shares(load.all));
     return { values, load: load.all, low: "0", high: `${percent(most / Math.max(1, counted.all))} of tokens` };
   }
 
-  /** What is the same until more tokens come. */
-  function cached(name, make) {
-    const key = `${name}|${data.m}`;
-    if (whole.key !== key) whole = { key, ...make() };
-    return whole;
-  }
+  /** Changes when more tokens have come, and with another run. */
+  const known = () => `${store.epoch}|${data.m}`;
 
   /** The token's weights; those of tokens just before it fade, unless motion is unwanted. */
   function glowing(token, now) {
     if (glow.length !== data.rows * data.experts) { glow = new Float32Array(data.rows * data.experts); glowSeen = token; }
     const fade = calm() || store.get("playhead") >= 0 ? 0 : 0.5 ** ((now - glowAt) / 150);
     glow = glow.map((value) => (value * fade < 0.02 ? 0 : value * fade));
-    for (let t = Math.max(0, token - 8, Math.min(glowSeen, token - 1) + 1); t < token && fade; t++) tokenValues(data, t).forEach((value, i) => { if (value) glow[i] = Math.max(glow[i], value); });
-    tokenValues(data, token).forEach((value, i) => { if (value) glow[i] = value; });
+    for (let t = Math.max(0, token - 8, Math.min(glowSeen, token - 1) + 1); t < token && fade; t++) data.weightsOf(t).forEach((value, i) => { if (value) glow[i] = Math.max(glow[i], value); });
+    data.weightsOf(token).forEach((value, i) => { if (value) glow[i] = value; });
     glowSeen = token; glowAt = now;
     return glow.map((value) => Math.min(1, (value * data.slots) / 2));
   }
 
   function content(now) {
-    if (store.data !== data) { data = store.data; glow = new Float32Array(0); brush.key = orderKey = evenKey = whole.key = ""; }
+    if (store.data !== data) { data = store.data; glow = new Float32Array(0); }
     const { rows, experts } = data, kind = MODES[model.get("mode")] ? model.get("mode") : "all", sort = model.get("sort") ?? "id", running = store.status.state === "running";
-    const head = store.get("playhead"), token = head >= 0 && head < data.m ? head : data.m - 1;
+    const head = store.get("playhead"), token = store.token(data.m);
     const shown = store.unrouted ? { why: store.unrouted } : chosen(kind, token, now);
     if (shown.why) return shown;
     [low.textContent, high.textContent] = [shown.low, shown.high];
-    if (orderKey !== `${sort}|${data.m}`) { order = orders(sort === "affinity" ? difference(data).values : data.load.all, rows, experts, sort); orderKey = `${sort}|${data.m}`; }
-    const loads = `${kind === "range" ? brush.key : data.m}`;
-    if (evenKey !== loads) { even = Array.from({ length: rows }, (_, r) => evenness(shown.load, r, experts)); evenKey = loads; }
+    order = ordered(`${known()}|${sort}`, () => orders(sort === "affinity" ? data.difference().values : data.load.all, rows, experts, sort));
+    const even = evened(`${known()}|${kind === "range" ? store.range() ?? store.get("segment") : ""}`, () => Array.from({ length: rows }, (_, r) => data.evenness(shown.load, r)));
     const row = store.row(), expert = store.get("expert"), [, layer, pinned] = store.pinned();
     if (kind === "token" && !calm() && head < 0 && running) panel.paint();
     return {

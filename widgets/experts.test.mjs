@@ -42,21 +42,21 @@ test("columns by id, or each layer's busiest first", () => {
 });
 
 test("evenness agrees with k2lab.trace.routing", () => {
-  const load = Uint32Array.from([5, 5, 5, 5, 8, 0, 0, 0, 0, 0, 0, 0]);
-  const [even, one] = [0, 1].map((row) => experts.evenness(load, row, 4));
+  const data = new TraceData(ABOUT), load = Uint32Array.from([5, 5, 5, 5, 8, 0, 0, 0, 0, 0, 0, 0]);
+  const [even, one] = [0, 1].map((row) => data.evenness(load, row));
   assert.ok(Math.abs(even.entropy - 1) < 1e-12 && Math.abs(even.gini) < 1e-12 && even.dormant === 0);
   assert.deepEqual([Math.abs(one.entropy), one.gini, one.dormant], [0, 0.75, 0.75]);
-  assert.equal(experts.evenness(load, 2, 4), null);
+  assert.equal(data.evenness(load, 2), null);
 });
 
 test("thinking − answer compares shares, so length does not matter", () => {
-  const data = filled(), { values, most } = experts.difference(data);
+  const data = filled(), { values, most } = data.difference();
   assert.ok(Math.abs(values[0]) < 1e-6 && Math.abs(values[1] + 0.25) < 1e-6 && Math.abs(values[3] - 0.25) < 1e-6);
   assert.ok(Math.abs(most - 0.25) < 1e-6);
 });
 
 test("a token's choices are its weights", () => {
-  const values = [...experts.tokenValues(filled(), 1)].map((value) => Math.round(value * 10) / 10);
+  const values = [...filled().weightsOf(1)].map((value) => Math.round(value * 10) / 10);
   assert.deepEqual(values, [0, 0.6, 0.4, 0, 0, 0.6, 0.4, 0]);
 });
 

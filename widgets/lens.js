@@ -1,7 +1,7 @@
 import { clamp, decimal, half, signed } from "./_numbers.js";
 import { BLUE, css, ORANGE, ramp } from "./_colour.js";
 import { storeView, traitChoice } from "./_kit.js";
-import { picturePanel, stepOf } from "./_panel.js";
+import { arrow, picturePanel, stepOf } from "./_panel.js";
 import { fillBox, putText, strokeBox } from "./_pen.js";
 import { tray } from "./_tray.js";
 
@@ -136,7 +136,6 @@ function drawFocus(pen, at, ink, { layer, marks, margin, expert, slots }) {
     fillBox(pen, ink.bg, [x, y - 6, width, at.focus.height]);
     strokeBox(pen, ink.accent, [x + 0.5, y - 5.5, width - 1, at.focus.height - 1]);
   }
-  pen.textBaseline = "middle";
   pen.font = `600 11px ${ink.sans}`;
   putText(pen, ink.fg, `L${layer}`, start - 6, y + 9, "right");
   pen.font = `11px ${ink.sans}`;
@@ -157,8 +156,7 @@ function drawFocus(pen, at, ink, { layer, marks, margin, expert, slots }) {
   }
   if (marks.length <= slots) return;
   const cut = y + 20 + slots * 17 + 9;
-  pen.strokeStyle = ink.pin; pen.lineWidth = 1;
-  pen.beginPath(); pen.moveTo(x, cut); pen.lineTo(x + width - 96, cut); pen.stroke();
+  fillBox(pen, ink.pin, [x, cut - 0.5, width - 96, 1]);
   putText(pen, ink.pin, `margin ${decimal(margin, 4)}`, x + width - 12, cut, "right");
 }
 
@@ -168,7 +166,7 @@ function fill(view) {
   const { store, root, signal } = view;
   root.classList.add("k2-lens");
   let shown = null;
-  const token = () => { const { data } = store, head = store.get("playhead"); return head >= 0 && head < data.m ? head : data.m - 1; };
+  const token = () => store.token(store.data.m);
   const edits = tray(store, signal);
   const panel = picturePanel(view, {
     name: "RouteLens",
@@ -217,7 +215,7 @@ function fill(view) {
     if (key === "Enter" && store.get("expert") >= 0) { store.pin({ layer: store.get("layer"), expert: store.get("expert"), playhead: i }); return true; }
     const line = Math.max(0, order.indexOf(store.row())), marks = layers[order[line]].marks;
     const slot = Math.max(0, marks.findIndex((one) => one.expert === store.get("expert")));
-    const down = { ArrowDown: 1, ArrowUp: -1 }[key];
+    const { down } = arrow(key);
     const row = down ? clamp(line + (store.row() < 0 ? 0 : down), 0, order.length - 1) : line;
     const column = down ? slot : stepOf(key, slot + (store.get("expert") < 0 && key === "ArrowRight" ? -1 : 0), marks.length - 1);
     if (column === null || event.altKey) return false;

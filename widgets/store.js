@@ -145,10 +145,22 @@ export class Store {
     return Array.isArray(pin) && pin.length === 3 ? pin : [-1, -1, -1];
   }
 
+  /** The token in focus among the first `count`, else the last of them. @param {number} count */
+  token(count) {
+    const head = this.get("playhead");
+    return head >= 0 && head < count ? head : count - 1;
+  }
+
   /** The selected tokens [a, b), or null. */
   range() {
     const range = this.model.get("range") ?? [];
     return range.length === 2 && range[0] < range[1] ? range.map((i) => clamp(i, 0, this.data.n)) : null;
+  }
+
+  /** Selects from token `at` to token `to`; a range that ends at `at` goes on. */
+  reach(at, to) {
+    const range = this.range(), from = range && range[1] - 1 === at ? range[0] : at;
+    this.select({ range: [Math.min(from, to), Math.max(from, to) + 1] });
   }
 
   /** The selected expert's row in the routing arrays, or −1. */

@@ -1,9 +1,9 @@
 import { clamp, decimal, kindColour, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
 import { css, faint, gradient, isDark, onTheme, rampOn } from "./_colour.js";
-import { button, el, onKeys, onSize, painter, storeView, table, toggle, traitChoice } from "./_kit.js";
+import { button, el, latest, onKeys, onSize, painter, region, storeView, table, toggle, traitChoice } from "./_kit.js";
 import { approvalCard } from "./_approval.js";
 import { askBox, controls, player, statusLine } from "./_head.js";
-import { takeAway, tablePane } from "./_panel.js";
+import { arrow, stepOf, tablePane, takeAway } from "./_panel.js";
 import { canvasPen, download, fillBox, inkOf, pictureFile, strokeBox } from "./_pen.js";
 import { paintText, popover, tokenFacts, visible } from "./_token.js";
 
@@ -15,10 +15,10 @@ import { paintText, popover, tokenFacts, visible } from "./_token.js";
 
 /** What the strip can show: label, value of token i (NaN: none), scale, what stands out. */
 export const STRIPS = {
-  entropy: { label: "Entropy", low: "sure", high: "unsure", unit: "nats", value: (data, i) => data.column.entropy[i], share: (v) => v / 3 },
-  margin: { label: "Router margin", low: "clear", high: "near tie", unit: "", value: (data, i) => data.margin(i), share: (v) => -(Math.log10(Math.max(v, 1e-5)) + 1.5) / 2.5 },
-  time: { label: "Time", low: "quick", high: "slow", unit: "s", value: (data, i) => (i ? data.column.seconds[i] - data.column.seconds[i - 1] : NaN), share: (v) => (Math.log10(Math.max(v, 1e-3)) + 3) / 3 },
-  none: { label: "Nothing", low: "", high: "", unit: "", value: () => NaN, share: () => 0 },
+  entropy: { label: "Entropy", low: "sure", high: "unsure", value: (data, i) => data.column.entropy[i], share: (v) => v / 3 },
+  margin: { label: "Router margin", low: "clear", high: "near tie", value: (data, i) => data.margin(i), share: (v) => -(Math.log10(Math.max(v, 1e-5)) + 1.5) / 2.5 },
+  time: { label: "Time", low: "quick", high: "slow", value: (data, i) => (i ? data.column.seconds[i] - data.column.seconds[i - 1] : NaN), share: (v) => (Math.log10(Math.max(v, 1e-3)) + 3) / 3 },
+  none: { label: "Nothing", low: "", high: "", value: () => NaN, share: () => 0 },
 };
 
 const MOST = 480, CALL = KINDS.indexOf("call"), LINE = 27, HEAD = 30;
@@ -164,11 +164,12 @@ function fill({ model, store, root, signal, fail, compact }) {
   const unfolded = new Set(), made = new Map();
   let data = store.data, groups = [], blocks = [], heights = [], sums = offsets([]), following = true;
   let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = rampOn("cividis", true), dark = false, markers = false;
-  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false, rows = { key: "", wide: [] };
+  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false;
+  const usersOf = latest(), rowsOf = latest();
 
   const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div.k2-list");
   const empty = el("p.k2-empty");
-  const scroll = el("div.k2-scroll", { tabindex: 0, role: "region", "aria-label": "Tokens. Arrow keys move, Shift selects, S chooses a part, Enter pins, Escape clears." }, empty, spaceAbove, list, spaceBelow);
+  const scroll = region("div.k2-scroll", "Tokens. Arrow keys move, Shift selects, S chooses a part, Enter pins, Escape clears.", empty, spaceAbove, list, spaceBelow);
   const map = el("canvas.k2-minimap", { "aria-hidden": "true" });
   const pop = popover(store, signal), live = el("p.k2-hidden", { "aria-live": "polite" });
   const stage = el("div.k2-stage", {}, scroll, map, pop.box);
@@ -183,7 +184,7 @@ function fill({ model, store, root, signal, fail, compact }) {
   if (!compact) root.append(statusLine(store, signal));
   root.append(tools, stage, pane, askBox(store, signal), live);
 
-  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; maskKey = ""; page = -1; grouped = -1; }
+  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; }
 
   function regroup() {
     if (data.n === grouped && heights.length === blocks.length) return;
@@ -225,9 +226,11 @@ function fill({ model, store, root, signal, fail, compact }) {
     return node;
   }
 
+  const turnSegment = (kind) => store.select({ segment: store.get("segment") === kind ? "" : kind });
+
   /** Chooses all tokens of a kind, in every view. In the tab order is the text itself; S does the same. */
   function letterButton(kind) {
-    const node = button(LETTERS[kind], () => store.select({ segment: store.get("segment") === kind ? "" : kind }), signal, { class: "k2-letter", tabindex: -1, "aria-label": NAMES[kind], title: `${NAMES[kind]}: show what these tokens did` });
+    const node = button(LETTERS[kind], () => turnSegment(kind), signal, { class: "k2-letter", tabindex: -1, "aria-label": NAMES[kind], title: `${NAMES[kind]}: show what these tokens did` });
     node.setAttribute("aria-pressed", String(store.get("segment") === kind));
     return node;
   }
@@ -278,8 +281,9 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   /** Classes for what is selected; the popover for the token in focus. */
   function mark() {
-    const row = store.row(), expert = store.get("expert"), key = `${row}|${expert}|${data.m}`;
-    if (key !== maskKey) { mask = row >= 0 && expert >= 0 ? data.users(row, expert) : new Uint8Array(0); maskKey = key; }
+    const row = store.row(), expert = store.get("expert");
+    maskKey = `${store.epoch}|${row}|${expert}|${data.m}`;
+    mask = usersOf(maskKey, () => (row >= 0 && expert >= 0 ? data.users(row, expert) : new Uint8Array(0)));
     const range = store.range(), head = store.get("playhead"), pin = store.pinned()[0], { heat } = store;
     let focus = null;
     for (const node of list.querySelectorAll(".k2-token")) {
@@ -317,9 +321,8 @@ function fill({ model, store, root, signal, fail, compact }) {
     blocks.forEach((block, b) => {
       fillBox(pen, kindColour(block.kind, 0.55), [3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0))]);
     });
-    const key = `${maskKey}|${total}|${height}`;
-    if (rows.key !== key) rows = { key, wide: useRows(blocks, sums, heights, mask, scale, Math.ceil(height) + 1) };
-    rows.wide.forEach((share, y) => { if (share) fillBox(pen, dark ? "#fff" : "#000", [0, y, Math.max(3, width * share), 1]); }); // wide: dense
+    const wide = rowsOf(`${maskKey}|${total}|${height}`, () => useRows(blocks, sums, heights, mask, scale, Math.ceil(height) + 1));
+    wide.forEach((share, y) => { if (share) fillBox(pen, dark ? "#fff" : "#000", [0, y, Math.max(3, width * share), 1]); }); // wide: dense
     if (total > height) strokeBox(pen, dark ? "rgba(255,255,255,.75)" : "rgba(0,0,0,.6)", [0.5, scroll.scrollTop * scale + 0.5, width - 1, Math.max(4, height * scale - 1)]);
   }
 
@@ -364,13 +367,12 @@ function fill({ model, store, root, signal, fail, compact }) {
   }, { signal });
   onKeys(scroll, (key, event) => {
     const head = store.get("playhead"), at = head < 0 ? data.n - 1 : head;
-    const steps = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 10, ArrowDown: at + 10, PageUp: at - 100, PageDown: at + 100, Home: 0, End: data.n - 1 };
+    const { down } = arrow(key), to = down ? clamp(at + 10 * down, 0, data.n - 1) : stepOf(key, at, data.n - 1, 100);
     if (key === "Escape") { store.clear(); return true; }
-    if (key === "s" && at >= 0) { const kind = KINDS[data.column.kinds[at]]; store.select({ segment: store.get("segment") === kind ? "" : kind }); live.textContent = store.get("segment") ? `all of ${NAMES[kind]}` : "no part chosen"; return true; }
+    if (key === "s" && at >= 0) { const kind = KINDS[data.column.kinds[at]]; turnSegment(kind); live.textContent = store.get("segment") ? `all of ${NAMES[kind]}` : "no part chosen"; return true; }
     if (key === "Enter" && head >= 0 && event.target === scroll) { store.pin({ playhead: head }); return true; }
-    if (!(key in steps) || !data.n) return false;
-    const to = clamp(steps[key], 0, data.n - 1), range = store.range();
-    if (event.shiftKey) store.select({ range: range && range[1] - 1 === at ? [Math.min(range[0], to), Math.max(range[0], to) + 1] : [Math.min(at, to), Math.max(at, to) + 1] });
+    if (to === null || !data.n) return false;
+    if (event.shiftKey) store.reach(at, to);
     store.hover({ playhead: to });
     const b = blockOf(blocks, to);
     following = false;
