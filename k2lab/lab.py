@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor
 
+from k2lab.agent.calling import cancellation
 from k2lab.agent.tools import Tool
+from k2lab.agent.workflow import Workflow
 from k2lab.engine.capture import ROUTE, Level, level_of
 from k2lab.engine.edits import Edit, How, Json, edits_at, refused, unique
 from k2lab.engine.events import Event, Kind
 from k2lab.engine.generate import Prompt, Settings, check_ids, generate, pieces
 from k2lab.engine.sampling import Sampler, anew, greedy, sampled, written
+from k2lab.engine.session import Halted
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import untouched
 from k2lab.errors import BusyError, InputError
@@ -38,7 +41,8 @@ from k2lab.spec.costs import cache_bytes_per_token, multi_head_bytes_per_token
 from k2lab.spec.sites import Tap
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.trace.trace import About, Facts
-from k2lab.weights.store import WeightStore
+from k2lab.watched import Watched
+from k2lab.weights.store import Mover, WeightStore
 from k2lab.world.tools import World
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class Lab:
         self.latest: LabRun | None = None  # also the one that a question in the page started
         self.edits: tuple[Edit, ...] = ()  # of the open `edit` blocks
         self.lock = threading.Lock()  # held by the run that is going on
+        self._waits = False  # for the lock, where another run holds it
         self._tools = tools
 
     @classmethod
@@ -230,10 +235,28 @@ class Lab:
         """All views of a run on one page, with one selection."""
         return run.dashboard()
 
+    def beside(self) -> "Lab":
+        """A lab over the same weights that runs at the same time as this one.
+
+        Where a store moves weights for the run that goes on, it waits for its turn instead.
+        """
+        twin = Lab(self.name, self.model, self.tokenizer, self._tools)
+        twin.source, twin.edits = self.source, self.edits
+        if isinstance(self.model.store, Mover):
+            twin.lock, twin._waits = self.lock, True
+        return twin
+
+    def watch(self, workflow: Workflow) -> Watched:
+        """A workflow in a worker thread, with all of its agents on one timeline."""
+        return Watched(workflow, self.about, self.facts(ROUTE)).begin()
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """While the block is open, no other run uses the engine."""
-        if not self.lock.acquire(blocking=False):
+        while self._waits and not self.lock.acquire(timeout=0.05):
+            if cancellation().cancelled:
+                raise Halted
+        if not self._waits and not self.lock.acquire(blocking=False):
             raise BusyError(
                 "A run is still going on this engine.",
                 expected="one run at a time.",

@@ -38,6 +38,7 @@ LAYERS = {
     "branch": 7,
     "recipe": 7,
     "rules": 7,
+    "watched": 7,
     "live": 8,
     "run": 8,
     "lab": 8,

@@ -80,6 +80,16 @@ def cancellation() -> Cancellation:
     return _CURRENT.get() or Cancellation()
 
 
+@contextmanager
+def within(cancel: Cancellation) -> Iterator[None]:
+    """While the block is open, what this thread does is given up with `cancel`."""
+    before = _CURRENT.set(cancel)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(before)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A call that may be made."""

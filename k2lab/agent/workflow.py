@@ -6,24 +6,35 @@ or anything with its `events`. The model's own words are handed on as plain text
 Not here: what a single run may do (`terms.py`).
 """
 
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from k2lab.agent.calling import Cancellation, cancellation, within
 from k2lab.agent.tools import Tool
 from k2lab.engine.events import Answered, Event, Stopped, ToolAnswered, ToolAsked
+from k2lab.engine.session import Halted
 from k2lab.errors import InputError
 
 TRIES = 3  # of an answer that does not pass its check
 TRAJECTORIES = 8  # of the heavy mode, as for K2 Thinking
+WORKERS = os.cpu_count() or 1  # trajectories at a time: more would only wait for each other
 
 REDO = "This does not pass: {problem} Do it again."
 REFLECT = (
     "{question}\n\n{count} attempts were made on this, independently of each other:\n{attempts}\n"
     "Compare them, find what is wrong in them, and give one final answer."
 )
+
+
+_RUNS = count()
 
 
 class Speaker(Protocol):
@@ -35,6 +46,10 @@ class Speaker(Protocol):
         """The events of one run."""
         ...
 
+    def beside(self) -> "Speaker":
+        """One like this, whose runs go on at the same time as those of this one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -43,6 +58,7 @@ class Moment:
     agent: str
     event: Event
     seconds: float  # since the beginning of this Python process's clock; comparable among agents
+    run: int  # which of all the runs of this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +96,7 @@ class Agent:
 
     def says(self, conversation: Any) -> Saying:
         """One run."""
-        text, reason, calls = "", "error", 0
+        text, reason, calls, run = "", "error", 0, next(_RUNS)
         for event in self.speaker.events(
             conversation, tools=self.tools, **dict(self.options or {})
         ):
@@ -91,7 +107,7 @@ class Agent:
                     calls += 1
                 case Stopped():
                     reason = event.reason
-            yield Moment(self.name, event, time.monotonic())
+            yield Moment(self.name, event, time.monotonic(), run)
         return Said(text.strip(), reason, calls)
 
 
@@ -158,20 +174,22 @@ def together(
 
 
 def heavy(
-    trajectories: Sequence[Agent], question: str, reflecting: Agent | None = None
+    trajectories: Sequence[Agent],
+    question: str,
+    reflecting: Agent | None = None,
+    *,
+    workers: int = WORKERS,
 ) -> Workflow:
-    """Heavy mode: the same question to several, then one answer out of theirs.
+    """Heavy mode: the same question to several at the same time, then one answer out of theirs.
 
     With a `reflecting` agent, it reads all attempts and answers; without one, the answer that most
-    of them gave is taken, the earliest among equals. It passes if anybody answered. A lab computes
-    one trajectory after the other; they do not see each other.
+    of them gave is taken, the earliest among equals. It passes if anybody answered. They do not see
+    each other, and each is what it would be alone; `workers` of them go on at a time.
     """
     _at_least_one("trajectories", len(trajectories))
-    answers: list[str] = []
-    for agent in trajectories:
-        said = yield from agent.says(question)
-        if said.reason == "answer":
-            answers.append(said.text)
+    _at_least_one("workers", workers)
+    heard = yield from _at_once(trajectories, question, workers)
+    answers = [said.text for said in heard if said.reason == "answer"]
     if not answers:
         return Outcome("", passed=False, tries=())
     if reflecting is None:
@@ -181,6 +199,65 @@ def heavy(
     request = REFLECT.format(question=question, count=len(answers), attempts=attempts)
     said = yield from reflecting.says(request)
     return Outcome(said.text, passed=said.reason == "answer", tries=(*answers, said.text))
+
+
+def _at_once(
+    agents: Sequence[Agent], question: str, workers: int
+) -> Generator[Moment, None, list[Said]]:
+    """What each of them says, in their order; moments come as they happen.
+
+    What one raises ends all, and so does closing this or giving up the call it belongs to.
+    """
+    news: SimpleQueue[Moment | tuple[int, Said | BaseException]] = SimpleQueue()
+    todo, cancel = SimpleQueue[int](), Cancellation()
+    for place in range(len(agents)):
+        todo.put(place)
+
+    def work() -> None:
+        with within(cancel), suppress(Empty):
+            while not cancel.cancelled:
+                place = todo.get_nowait()
+                try:
+                    news.put((place, _told(agents[place], question, news, cancel)))
+                except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                    news.put((place, error))
+
+    threads = [
+        threading.Thread(target=work, name=f"k2lab-heavy-{number}", daemon=True)
+        for number in range(min(workers, len(agents)))
+    ]
+    heard: dict[int, Said] = {}
+    with cancellation().calling(cancel.cancel):
+        try:
+            for thread in threads:
+                thread.start()
+            while len(heard) < len(agents):
+                each = news.get()
+                if isinstance(each, Moment):
+                    yield each
+                    continue
+                place, said = each
+                if isinstance(said, BaseException):
+                    raise said
+                heard[place] = said
+        finally:
+            cancel.cancel()
+            for thread in threads:
+                thread.join()
+    return [heard[place] for place in range(len(agents))]
+
+
+def _told(agent: Agent, question: str, news: SimpleQueue[Any], cancel: Cancellation) -> Said:
+    """One trajectory to its end, its moments told; Halted where all are given up."""
+    saying = replace(agent, speaker=agent.speaker.beside()).says(question)
+    while True:
+        try:
+            news.put(next(saying))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        if cancel.cancelled:
+            saying.close()
+            raise Halted
 
 
 def finish(workflow: Workflow) -> tuple[Outcome, list[Moment]]:

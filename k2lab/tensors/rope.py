@@ -55,9 +55,10 @@ class Rotary:
 
     def __call__(self, start: int, stop: int, device: torch.device) -> Tensor:
         """Complex64 [token, 1, rope / 2] for the positions start … stop − 1."""
-        if self._table.shape[0] < stop or self._table.device != device:
-            self._table = self._rotations(max(stop, 2 * self._table.shape[0]), device)
-        return self._table[start:stop]
+        table = self._table  # another thread may put another one in its place
+        if table.shape[0] < stop or table.device != device:
+            table = self._table = self._rotations(max(stop, 2 * table.shape[0]), device)
+        return table[start:stop]
 
     @torch.inference_mode(mode=False)  # the table outlives the run that made it
     def _rotations(self, count: int, device: torch.device) -> Tensor:

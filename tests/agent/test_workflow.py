@@ -1,15 +1,25 @@
 """Workflows over speakers that follow a script, and over the tools of one microworld."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from k2lab.agent.tools import Tool, call
+from k2lab.agent.calling import cancellation
+from k2lab.agent.tools import Tool, call, tool
 from k2lab.agent.workflow import Agent, Outcome, finish, heavy, planned, redone, timeline, together
-from k2lab.engine.events import Answered, Event, Stopped, ToolAnswered, ToolAsked
+from k2lab.engine.events import Answered, Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
+from k2lab.engine.sampling import sampled
 from k2lab.errors import InputError
+from k2lab.evals.puppet import calls
+from k2lab.lab import Lab
+from k2lab.text.template import Segment
 from k2lab.world.tools import World
+
+PATIENCE = 20.0
 
 
 class Scripted:
@@ -34,6 +44,9 @@ class Scripted:
             answer = outcome.content
         yield Answered(answer, "")
         yield Stopped(self.reason, "", 1, 0.0)
+
+    def beside(self) -> "Scripted":
+        return self
 
 
 def test_an_answer_that_fails_its_check_is_done_again_with_what_is_wrong() -> None:
@@ -130,3 +143,94 @@ def test_nobody_and_nothing_are_refused() -> None:
     ):
         with pytest.raises(InputError):
             finish(made)
+
+
+class Meeting(Scripted):
+    """Answers once so many are here at the same time; counts how many ever are."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__(lambda text: "42")
+        self.lock, self.here, self.most = threading.Lock(), 0, 0
+        self.barrier = threading.Barrier(wanted)
+
+    def events(self, conversation: Any, **options: Any) -> Iterator[Event]:
+        with self.lock:
+            self.here += 1
+            self.most = max(self.most, self.here)
+        self.barrier.wait(PATIENCE)
+        with self.lock:
+            self.here -= 1
+        yield from super().events(conversation, **options)
+
+
+def test_trajectories_go_on_at_the_same_time_as_many_as_there_are_workers() -> None:
+    meeting = Meeting(2)
+    outcome, moments = finish(heavy([Agent(f"{n}", meeting) for n in range(6)], "?", workers=2))
+    assert outcome.tries == ("42",) * 6 and meeting.most == 2
+    assert len({each.run for each in moments}) == 6
+
+
+def test_heavy_mode_gives_the_same_however_many_go_on_at_once(small_checkpoint: Path) -> None:
+    lab = Lab.open(small_checkpoint)
+    agents = [
+        Agent(f"{n}", lab, [], {"sampler": sampled(temperature=2.0, seed=n), "max_tokens": 12})
+        for n in range(5)
+    ]
+    found = {}
+    for workers in (1, 3):
+        outcome, moments = finish(heavy(agents, "Go.", workers=workers))
+        chosen = [
+            [m.event.id for m in moments if m.agent == a.name and isinstance(m.event, TokenChosen)]
+            for a in agents
+        ]
+        found[workers] = outcome, chosen, tuple(finish(a.says("Go."))[0] for a in agents)
+    assert found[1] == found[3]
+    assert len({tuple(ids) for ids in found[1][1]}) > 1  # they are not all the same
+
+
+def test_leaving_heavy_mode_ends_every_trajectory(small_checkpoint: Path) -> None:
+    lab, given_up = Lab.open(small_checkpoint), list[int]()
+
+    @tool(effect="reads")
+    def wait() -> str:
+        """Takes its time."""
+        given_up.append(cancellation().wait(PATIENCE))
+        return "late"
+
+    def asking(_: Any) -> int:  # a call, then nothing else
+        return next(left)
+
+    text = calls(("wait", "0", "{}")) + "<|im_end|>"
+    segments = [Segment(text, markers=True, kind="answer")]
+    left = iter(lab.tokenizer.encode_segments(segments))
+    endless = {"sampler": lambda logits: 65, "max_tokens": 900}
+    agents = [Agent("a", lab, [wait], {"sampler": asking})]
+    agents += [Agent(f"{n}", lab, [], endless) for n in range(3)]
+    workflow = heavy(agents, "Go.", workers=4)
+    seen = set()
+    for moment in workflow:
+        seen.add((moment.agent, type(moment.event)))
+        if ("a", ToolAsked) in seen and len({agent for agent, _ in seen}) == 4:
+            break
+    began = time.perf_counter()
+    workflow.close()
+    assert time.perf_counter() - began < 1.0
+    assert not [t for t in threading.enumerate() if t.name.startswith("k2lab-heavy")]
+    until(lambda: given_up == [True])
+
+
+def test_what_one_trajectory_raises_ends_all() -> None:
+    class Failing(Scripted):
+        def events(self, conversation: Any, **options: Any) -> Iterator[Event]:
+            raise InputError("No.", expected="yes.", mend="Say yes.")
+
+    agents = [Agent("good", Scripted(lambda text: "42")), Agent("bad", Failing(str))]
+    with pytest.raises(InputError, match="No"):
+        finish(heavy(agents, "?", workers=2))
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
