@@ -4,12 +4,12 @@ import { picturePanel } from "./_panel.js";
 import { backdrop } from "./_pen.js";
 
 /**
- * Timeline: what happened when, on one axis of time or tokens. Lanes for the parts of the text, tool
- * calls with their retries, the engine's time per token, memory. A brush is the token range of all
- * views. Not here: the events themselves (engine/events.py).
+ * Timeline: what happened when, on one axis of time or tokens. Lanes for the parts of the text (of
+ * several agents one each), tool calls with their retries and those that wait, the engine's time per
+ * token, memory. A brush is the token range of all views. Not here: the events (engine/events.py).
  */
 
-const CALL = KINDS.indexOf("call"), LANES = ["text", "tools", "engine", "experts", "memory"];
+const CALL = KINDS.indexOf("call"), LANES = ["tools", "engine", "experts", "memory"];
 const NAMED = { text: "text", tools: "tool calls", engine: "ms / token", experts: "brought", memory: "cache" };
 
 // ---------------------------------------------------------------- data (pure)
@@ -31,23 +31,30 @@ export function times(data) {
 }
 
 /**
- * Consecutive tokens of one kind.
- * @typedef {{kind: number, start: number, stop: number}} Span
- * @param {any} data @returns {Span[]}
+ * Consecutive tokens of one kind, in one context.
+ * @typedef {{kind: number, start: number, stop: number, agent: string}} Span
+ * @param {any} data @param {[number, string][]} contexts where each begins, and whose it is @returns {Span[]}
  */
-export function spans(data) {
-  const { kinds } = data.column, found = [];
-  for (let i = 0; i < data.n; i++) {
+export function spans(data, contexts = []) {
+  const { kinds } = data.column, found = [], begins = new Map(contexts);
+  for (let agent = "", i = 0; i < data.n; i++) {
     const last = found[found.length - 1];
-    if (last && last.kind === kinds[i]) last.stop = i + 1; else found.push({ kind: kinds[i], start: i, stop: i + 1 });
+    agent = begins.get(i) ?? agent;
+    if (last && last.kind === kinds[i] && !begins.has(i)) last.stop = i + 1; else found.push({ kind: kinds[i], start: i, stop: i + 1, agent });
   }
   return found;
 }
 
+/** Tokens that are remembered once `i` of them were read. @param {[number, string][]} contexts */
+export const remembered = (contexts, i) => i - (contexts.findLast(([start]) => start < i)?.[0] ?? 0);
+
+/** Whether a call waits for a person, runs, or has ended. @returns {"waits for approval"|"running"|"answered"|"failed"} */
+export const stateOf = ({ ok, approval }) => ((ok ?? null) !== null ? (ok ? "answered" : "failed") : approval === "waiting" ? "waits for approval" : "running");
+
 /**
  * Tool calls with what they cover: the tokens they were written with, the time they took, and how
  * often the same tool was asked before because it had failed.
- * @typedef {{call: any, start: number, stop: number, from: number, to: number, retry: number}} Asked
+ * @typedef {{call: any, start: number, stop: number, from: number, to: number, retry: number, agent: string}} Asked
  * @param {any} data @param {Float32Array} edges @param {Span[]} parts @returns {Asked[]}
  */
 export function asked(data, edges, parts) {
@@ -57,16 +64,15 @@ export function asked(data, edges, parts) {
     const stop = call.index + 1, before = found[found.length - 1];
     const from = before?.stop ?? 0, mine = written.find((part) => part.start < stop && part.stop > from);
     const retry = before && before.call.ok === false && before.call.name === call.name ? before.retry + 1 : 0;
-    found.push({ call, start: mine ? Math.max(mine.start, from) : call.index, stop, from: edges[stop], to: edges[stop] + (call.seconds ?? 0), retry });
+    found.push({ call, start: mine ? Math.max(mine.start, from) : call.index, stop, from: edges[stop], to: edges[stop] + (call.seconds ?? 0), retry, agent: mine?.agent ?? "" });
   }
   return found;
 }
 
 /** A call in words. @param {Asked} one */
-export function callWords({ call, retry }, most = 90) {
-  const state = call.ok === null || call.ok === undefined ? "running" : call.ok ? "answered" : "failed";
+export function callWords({ call, retry, agent }, most = 90) {
   const time = call.seconds === null || call.seconds === undefined ? "" : ` in ${decimal(call.seconds, 3)} s`;
-  return `${call.name}(${short(call.arguments, most)}) ${state}${time}${call.content ? `: ${short(call.content, most)}` : ""}${retry ? ` · retry ${retry}` : ""}`;
+  return `${agent ? `${agent}: ` : ""}${call.name}(${short(call.arguments, most)}) ${stateOf(call)}${time}${call.content ? `: ${short(call.content, most)}` : ""}${retry ? ` · retry ${retry}` : ""}`;
 }
 
 const short = (text, most = 90) => { const flat = String(text).replace(/\s+/g, " "); return flat.length > most ? `${flat.slice(0, most)} …` : flat; };
@@ -74,7 +80,7 @@ const short = (text, most = 90) => { const flat = String(text).replace(/\s+/g, "
 /** Everything in the lanes as a table: parts of the text in order, calls where they were asked. */
 export function laneRows({ edges, parts, calls, moved }) {
   const seconds = (a, b) => decimal(edges[b] - edges[a], 3);
-  const rows = parts.map(({ kind, start, stop }) => [start, [`${start}–${stop - 1}`, NAMES[KINDS[kind]], seconds(start, stop), moved ? movedWords(moved, start, stop) : "–", ""]]);
+  const rows = parts.map(({ kind, start, stop, agent }) => [start, [`${start}–${stop - 1}`, (agent ? `${agent}: ` : "") + NAMES[KINDS[kind]], seconds(start, stop), moved ? movedWords(moved, start, stop) : "–", ""]]);
   for (const one of calls) rows.push([one.stop - 0.5, [`${one.start}–${one.stop - 1}`, "call of a tool", decimal(one.call.seconds ?? NaN, 3), "–", callWords(one, 400)]]);
   rows.sort(([a], [b]) => a - b);
   return { caption: "Parts and tool calls in order", head: ["tokens", "what", "seconds", "experts", "call"], rows: rows.map(([, row]) => row) };
@@ -108,13 +114,16 @@ export function movedWords(moved, a, b) {
   return `waited ${decimal(sum(moved.wait) * 1000, 1)} ms for experts, ${bytesWords(sum(moved.bytes))} brought, ${hits + misses ? Math.round((100 * hits) / (hits + misses)) : 100} % were there`;
 }
 
-/** Where everything lies, in CSS px. @param {number} width @param {boolean} [moving] with a lane for what is brought */
-export function place(width, moving = false) {
+/** Where everything lies, in CSS px. @param {number} width @param {boolean} [moving] with a lane for what is brought @param {string[]} [agents] each with a lane */
+export function place(width, moving = false, agents = []) {
   const left = 62, heights = { text: 24, tools: 22, engine: 34, experts: 26, memory: 26 };
   let y = 4;
   const lanes = {};
-  for (const lane of LANES) {
-    if (lane === "experts" && !moving) continue; lanes[lane] = { y, height: heights[lane] }; y += heights[lane] + 6; }
+  for (const lane of [...(agents.length ? agents.map((name) => `text ${name}`) : ["text"]), ...LANES]) {
+    if (lane === "experts" && !moving) continue;
+    lanes[lane] = { y, height: heights[lane] ?? heights.text };
+    y += lanes[lane].height + 6;
+  }
   return { width, height: y + 18, left, room: width - left - 8, lanes, axisY: y };
 }
 
@@ -164,13 +173,13 @@ function draw(pen, at, ink, shown) {
   }
 }
 
-function drawLanes(pen, at, ink, { data, edges, parts, calls, axis, kind, perToken, focus, moved }) {
+function drawLanes(pen, at, ink, { data, edges, parts, calls, axis, kind, perToken, focus, moved, contexts }) {
   pen.font = `11px ${ink.sans}`;
   pen.textBaseline = "middle"; pen.textAlign = "left";
   for (const lane of Object.keys(at.lanes)) {
     const { y, height } = at.lanes[lane];
     pen.fillStyle = ink.dim;
-    pen.fillText(NAMED[lane], 0, y + height / 2, at.left - 6);
+    pen.fillText(NAMED[lane] ?? lane.slice(5), 0, y + height / 2, at.left - 6);
     pen.fillStyle = ink.soft; pen.globalAlpha = 0.35;
     pen.fillRect(at.left, y, at.room, height);
     pen.globalAlpha = 1;
@@ -179,15 +188,17 @@ function drawLanes(pen, at, ink, { data, edges, parts, calls, axis, kind, perTok
   drawText(pen, at, ink, parts, axis, clip);
   drawEngine(pen, at, ink, data, edges, axis, clip, moved);
   if (moved) drawBrought(pen, at, ink, data, axis, clip, moved);
-  drawMemory(pen, at, ink, data, axis, perToken);
+  drawMemory(pen, at, ink, data, axis, perToken, contexts);
   drawCalls(pen, at, ink, calls, axis, clip, kind, focus);
   drawAxis(pen, at, ink, axis, kind);
+  pen.fillStyle = ink.fg; // what is before such a line is not remembered after it
+  for (const [start] of contexts) if (start && axis.tokenX(start) > at.left && axis.tokenX(start) < at.left + at.room) pen.fillRect(axis.tokenX(start), 2, 1, at.axisY - 4);
 }
 
 function drawText(pen, at, ink, parts, axis, clip) {
-  const { y, height } = at.lanes.text;
   let drawn = -1;
   for (const part of parts) {
+    const { y, height } = at.lanes[`text ${part.agent}`] ?? at.lanes.text ?? at.lanes.tools;
     const a = clip(axis.tokenX(part.start)), b = clip(axis.tokenX(part.stop)), name = KINDS[part.kind];
     if (b <= at.left || a >= at.left + at.room || (b - a < 0.3 && a - drawn < 0.3)) continue;
     drawn = a;
@@ -204,18 +215,19 @@ function drawText(pen, at, ink, parts, axis, clip) {
 function drawCalls(pen, at, ink, calls, axis, clip, kind, focus) {
   const { y, height } = at.lanes.tools;
   for (const one of calls) {
-    const { call, retry } = one, bad = call.ok === false;
+    const { call, retry } = one, state = stateOf(call), bad = state === "failed", waits = state === "waits for approval";
     const a = clip(kind === "time" ? axis.x(one.from) : axis.tokenX(one.start)), b = clip(kind === "time" ? axis.x(one.to) : axis.tokenX(one.stop));
     if (b <= at.left || a >= at.left + at.room) continue;
     const wide = Math.max(4, b - a);
-    pen.fillStyle = bad ? "#d55e00" : call.ok ? "#cc79a7" : ink.dim;
+    pen.fillStyle = bad ? "#d55e00" : waits ? "#e69f00" : call.ok ? "#cc79a7" : ink.dim;
     pen.fillRect(a, y + 2, wide, height - 4);
+    if (waits) { pen.strokeStyle = ink.fg; pen.lineWidth = 1; pen.strokeRect(a - 0.5, y + 1.5, wide + 1, height - 3); }
     if (retry) { pen.strokeStyle = "#d55e00"; pen.lineWidth = 2; pen.strokeRect(a - 1, y + 1, wide + 2, height - 2); }
     if (call === focus) { pen.strokeStyle = ink.fg; pen.lineWidth = 2; pen.strokeRect(a - 2, y, wide + 4, height); }
     pen.fillStyle = wide > 40 ? "#000" : ink.fg; pen.textAlign = "left";
-    const words = `${bad ? "✕ " : ""}${retry ? `↻${retry} ` : ""}${call.name}`, room = wide > 40 ? wide - 6 : 0;
+    const mark = { failed: "✕", running: "…", "waits for approval": "?" }[state] ?? "", words = `${mark}${mark && " "}${retry ? `↻${retry} ` : ""}${call.name}`, room = wide > 40 ? wide - 6 : 0;
     if (room) pen.fillText(words, a + 3, y + height / 2, room);
-    else if (kind === "time" || axis.span < 400) pen.fillText(bad ? "✕" : retry ? "↻" : "", a + wide + 2, y + height / 2);
+    else if (kind === "time" || axis.span < 400 || waits) pen.fillText(mark || (retry ? "↻" : ""), a + wide + 2, y + height / 2);
   }
 }
 
@@ -262,22 +274,22 @@ function drawEngine(pen, at, ink, data, edges, axis, clip, moved) {
   pen.fillText(`${moved ? "orange: waiting for experts · " : ""}${decimal(most * 1000, most < 0.01 ? 1 : 0)} ms`, at.left + at.room - 3, y + 7);
 }
 
-function drawMemory(pen, at, ink, data, axis, perToken) {
+function drawMemory(pen, at, ink, data, axis, perToken, contexts) {
   const { y, height } = at.lanes.memory;
   if (!perToken) { pen.fillStyle = ink.dim; pen.textAlign = "left"; pen.fillText("missing: this trace does not say how large its cache is", at.left + 6, y + height / 2, at.room - 8); return; }
-  const total = data.n * perToken;
+  const most = Math.max(...contexts.map(([start], k) => (contexts[k + 1]?.[0] ?? data.n) - start), 1);
   pen.fillStyle = "#56b4e9"; pen.globalAlpha = 0.7;
   pen.beginPath();
   pen.moveTo(at.left, y + height);
-  for (let k = 0; k <= 60; k++) {
-    const x = at.left + (at.room * k) / 60, i = axis.token(x) + (k === 60 ? 1 : 0);
-    pen.lineTo(x, y + height - (Math.min(i, data.n) / data.n) * (height - 2));
+  for (let k = 0; k <= 200; k++) {
+    const x = at.left + (at.room * k) / 200, i = axis.token(x) + (k === 200 ? 1 : 0);
+    pen.lineTo(x, y + height - (remembered(contexts, Math.min(i, data.n)) / most) * (height - 2));
   }
   pen.lineTo(at.left + at.room, y + height);
   pen.fill();
   pen.globalAlpha = 1;
   pen.fillStyle = ink.fg; pen.textAlign = "right";
-  pen.fillText(bytesWords(total), at.left + at.room - 3, y + 7);
+  pen.fillText(bytesWords(most * perToken), at.left + at.room - 3, y + 7);
 }
 
 /** Bytes as people read them. @param {number} count */
@@ -313,7 +325,7 @@ function fill(view) {
     hover: ({ token }) => store.hover({ playhead: token }),
     drag: (from, to) => { if (from.token !== to.token) store.select({ range: [Math.min(from.token, to.token), Math.max(from.token, to.token) + 1] }); },
     click: ({ token, lane }) => {
-      const part = lane === "text" && shown.parts.find((one) => one.start <= token && token < one.stop);
+      const part = lane.startsWith("text") && shown.parts.find((one) => one.start <= token && token < one.stop);
       const call = lane === "tools" && nearestCall(token);
       if (part) store.select({ range: [part.start, part.stop], segment: KINDS[part.kind] });
       else if (call) store.select({ range: [call.start, call.stop], playhead: call.stop - 1 });
@@ -338,11 +350,12 @@ function fill(view) {
   }
 
   function content() {
-    const { data } = store, state = store.get("status")?.state;
+    const { data } = store, { state, contexts = [[0, ""]] } = store.get("status") ?? {}, agents = [...new Set(contexts.map(([, name]) => name).filter(Boolean))];
     if (!data.n) return { why: state === "running" ? "The first token comes soon." : "No tokens in this run." };
-    const answered = data.calls.filter((call) => call && call.ok !== null && call.ok !== undefined).length, stamp = `${data.n}|${answered}|${data.moves.length}`;
+    const states = data.calls.map((call) => call && stateOf(call)), waiting = states.filter((one) => one === "waits for approval").length;
+    const stamp = `${data.n}|${states}|${data.moves.length}|${contexts}`;
     if (known?.data !== data || seen !== stamp) {
-      const edges = times(data), parts = spans(data);
+      const edges = times(data), parts = spans(data, contexts);
       known = { data, edges, parts, calls: asked(data, edges, parts), moved: brought(data) };
       seen = stamp;
     }
@@ -350,14 +363,14 @@ function fill(view) {
     const perToken = store.get("status")?.latent_bytes ?? 0, focus = head >= 0 ? calls.find((one) => one.start <= head && head <= one.stop) : undefined;
     const failed = calls.filter((one) => one.call.ok === false).length, retries = calls.filter((one) => one.retry).length;
     const words = focus ? callWords(focus) : head >= 0 && head < data.n ? `Token ${head}, ${NAMES[KINDS[data.column.kinds[head]]].toLowerCase()}, after ${decimal(edges[head], 2)} s${moved ? `, ${movedWords(moved, head, head + 1)}` : ""}`
-      : `${decimal(edges[data.n], 2)} s · ${calls.length} tool call${calls.length === 1 ? "" : "s"}${failed ? `, ${failed} failed` : ""}${retries ? `, ${retries} retried` : ""}. ${moved ? `${movedWords(moved, 0, data.n)}. ` : ""}Drag to select, click a part or call to select its tokens.`;
+      : `${decimal(edges[data.n], 2)} s · ${calls.length} tool call${calls.length === 1 ? "" : "s"}${failed ? `, ${failed} failed` : ""}${retries ? `, ${retries} retried` : ""}${waiting ? `, ${waiting} ${waiting === 1 ? "waits" : "wait"} for approval` : ""}${contexts.length > 1 && !agents.length ? ` · compacted ${contexts.length - 1}×` : ""}. ${moved ? `${movedWords(moved, 0, data.n)}. ` : ""}Drag to select, click a part or call to select its tokens.`;
     return {
-      place: (width) => place(width, moved !== null),
+      place: (width) => place(width, moved !== null, agents),
       paint: (pen, at, ink) => {
         const axis = scale(kind, data, edges, zoom, at);
         shown = { at, axis, parts, calls, data };
         const below = `${store.epoch}|${seen}|${kind}|${zoom}|${perToken}|${focus?.call.key ?? ""}`;
-        draw(pen, at, ink, { data, edges, parts, calls, axis, range, head, pinned: store.pinned()[0], kind, perToken, focus: focus?.call, kept, moved, stamp: below });
+        draw(pen, at, ink, { data, edges, parts, calls, axis, range, head, pinned: store.pinned()[0], kind, perToken, focus: focus?.call, kept, moved, contexts, stamp: below });
       },
       table: () => laneRows(known),
       words,

@@ -81,3 +81,32 @@ test("the table has every part and every call in order", () => {
   assert.deepEqual(rows.map((row) => row.slice(0, 2)), [["0–2", "User"], ["3–6", "Thinking"], ["7–10", "Tool call"], ["7–8", "call of a tool"], ["9–10", "call of a tool"], ["11–12", "Answer"]]);
   assert.match(rows[4][4], /a key · retry 1$/);
 });
+
+test("a call that waits for a person says so, until somebody decides", () => {
+  const call = { name: "pay", arguments: "{}", index: 8, content: null, ok: null, seconds: null, approval: "waiting" };
+  assert.deepEqual([call, { ...call, approval: "allowed" }, { ...call, ok: true }, { ...call, approval: "refused", ok: false }].map(timeline.stateOf), ["waits for approval", "running", "answered", "failed"]);
+  const data = filled();
+  data.calls = [call];
+  assert.match(timeline.callWords(timeline.asked(data, timeline.times(data), timeline.spans(data))[0]), /^pay\({}\) waits for approval$/);
+});
+
+test("parts are cut where a context begins, and know whose they are", () => {
+  const data = filled(), contexts = [[0, "buyer"], [5, "seller"]], parts = timeline.spans(data, contexts);
+  assert.deepEqual(parts.map((part) => [part.start, part.stop, part.agent]), [[0, 3, "buyer"], [3, 5, "buyer"], [5, 7, "seller"], [7, 11, "seller"], [11, 13, "seller"]]);
+  const calls = timeline.asked(data, timeline.times(data), parts);
+  assert.match(timeline.callWords(calls[0]), /^seller: look/);
+  assert.match(timeline.laneRows({ edges: timeline.times(data), parts, calls, moved: null }).rows[0][1], /^buyer: User$/);
+});
+
+test("each agent has a lane of its own, above the others and apart", () => {
+  const { lanes, height } = timeline.place(900, false, ["buyer", "seller"]);
+  assert.deepEqual(Object.keys(lanes), ["text buyer", "text seller", "tools", "engine", "memory"]);
+  const all = Object.values(lanes);
+  for (let k = 1; k < all.length; k++) assert.ok(all[k].y >= all[k - 1].y + all[k - 1].height);
+  assert.ok(height > timeline.place(900).height);
+});
+
+test("a compacted context is remembered from its beginning on", () => {
+  const contexts = [[0, ""], [8, ""]];
+  assert.deepEqual([0, 1, 8, 9, 13].map((i) => timeline.remembered(contexts, i)), [0, 1, 8, 1, 5]);
+});

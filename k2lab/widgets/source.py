@@ -103,6 +103,7 @@ def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
         "speed": speed(run.trace, whole=run.done),
         "controls": not isinstance(run, Recorded) and not run.done,
         "asks": asks,
+        "contexts": [[each.start, each.agent] for each in list(run.trace.contexts)],
         **cost_of(run.trace),
         **asdict(facts),
     }

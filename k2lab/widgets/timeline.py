@@ -6,6 +6,7 @@ took in the recorded run.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import traitlets
@@ -42,7 +43,7 @@ class Timeline(View):
             rows[MOST_ROWS:] = [("…", f"{len(rows) - MOST_ROWS} more", "…", "…", "…")]
         return (
             Picture(
-                title=f"Timeline: {len(trace)} tokens, {len(trace.calls)} tool calls",
+                title=f"Timeline: {len(trace)} tokens, {len(trace.calls)} tool calls{_more(trace)}",
                 png=draw(trace) if len(trace) else None,
                 head=("token", "tool", "arguments", "state", "result"),
                 rows=tuple(rows),
@@ -56,11 +57,20 @@ def table(trace: Trace) -> Iterator[tuple[str, ...]]:
     for call in trace.calls:
         state = {None: "running", True: "answered", False: "failed"}[call.ok]
         if call.approval:
-            state = f"{call.approval}" if call.ok is None else f"{call.approval}, {state}"
+            state = (
+                "waits for approval" if call.approval == "waiting" else f"{call.approval}, {state}"
+            )
         if before is not None and before.ok is False and before.name == call.name:
             state += " (retry)"
-        yield str(call.index), call.name, _short(call.arguments), state, _short(call.content or "")
+        agent = _agent_at(trace, call.index)
+        name = f"{agent}: {call.name}" if agent else call.name
+        yield str(call.index), name, _short(call.arguments), state, _short(call.content or "")
         before = call
+
+
+def lanes(trace: Trace) -> list[str]:
+    """The names of the lanes of text: of each agent, or one for all."""
+    return list(dict.fromkeys(each.agent for each in trace.contexts if each.agent)) or ["text"]
 
 
 def token_seconds(trace: Trace) -> NDArray[np.float64]:
@@ -76,21 +86,27 @@ def draw(trace: Trace) -> bytes:
     """The picture as PNG; the same trace gives the same bytes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 2.1), facecolor="white", layout="constrained")
+    names, starts = lanes(trace), [each.start for each in trace.contexts]
+    size = (8, 1.8 + 0.3 * len(names))
+    figure = Figure(figsize=size, facecolor="white", layout="constrained")
     parts, speed = figure.subplots(2, 1, height_ratios=(3, 2), sharex=True)
+    rows = {name: len(names) - place for place, name in enumerate(names)}
     for span in trace.spans():
         letter, colour = LOOK.get(span.kind, ("", "#bbbbbb"))
-        width = span.stop - span.start
-        parts.barh(1, width, left=span.start, height=0.8, color=colour, alpha=0.75, lw=0)
-        if letter and width > len(trace) / 60:
-            middle = span.start + width / 2
-            parts.text(middle, 1, letter, ha="center", va="center", size=7)
+        inside = [start for start in starts if span.start < start < span.stop]
+        for start, stop in pairwise([span.start, *inside, span.stop]):
+            width, row = stop - start, rows.get(_agent_at(trace, start) or "text", 1)
+            parts.barh(row, width, left=start, height=0.8, color=colour, alpha=0.75, lw=0)
+            if letter and width > len(trace) / 60:
+                parts.text(start + width / 2, row, letter, ha="center", va="center", size=7)
+    for start in starts[1:]:  # what is before is not remembered after it
+        parts.axvline(start, color="black", lw=0.7)
     bad = [call for call in trace.calls if call.ok is False]
     good = [call for call in trace.calls if call.ok is not False]
     for calls, mark, colour in ((good, "v", "#cc79a7"), (bad, "x", "#d55e00")):
         parts.scatter([call.index for call in calls], [0] * len(calls), marker=mark, s=28, c=colour)
-    parts.set_yticks((0, 1), ("tool calls", "text"), size=8)
-    parts.set_ylim(-0.6, 1.6)
+    parts.set_yticks((0, *rows.values()), ("tool calls", *rows), size=8)
+    parts.set_ylim(-0.6, len(names) + 0.6)
     milliseconds = token_seconds(trace) * 1000
     known = np.flatnonzero(~np.isnan(milliseconds))
     speed.bar(known, milliseconds[known], width=1.0, color="#7b8fa8", lw=0)
@@ -101,6 +117,18 @@ def draw(trace: Trace) -> bytes:
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     return png(figure)
+
+
+def _agent_at(trace: Trace, token: int) -> str:
+    return next(each.agent for each in reversed(trace.contexts) if each.start <= token)
+
+
+def _more(trace: Trace) -> str:
+    names = lanes(trace)
+    if names != ["text"]:
+        return f", {', '.join(names)}"
+    compacted = len(trace.contexts) - 1
+    return f", compacted {compacted}×" if compacted else ""
 
 
 def _short(text: str) -> str:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from k2lab.widgets.timeline import Timeline, draw, table, token_seconds
+from k2lab.trace.trace import Context
+from k2lab.widgets.timeline import Timeline, draw, lanes, table, token_seconds
 
 
 def test_summary_counts_calls(finished):
@@ -37,3 +38,29 @@ def test_the_same_run_gives_the_same_picture_and_a_long_one_a_small_picture(fini
 def test_a_run_without_tokens_has_no_picture(run):
     (picture,) = Timeline(run).pictures()
     assert picture.png is None
+
+
+def test_a_call_that_waits_says_so_and_one_that_was_decided_says_how(finished):
+    trace = finished().trace
+    waiting = replace(trace.calls[0], ok=None, content=None, approval="waiting")
+    trace.calls += [waiting, replace(waiting, approval="allowed"), replace(waiting, ok=False)]
+    trace.calls[-1] = replace(trace.calls[-1], approval="refused")
+    assert [row[3] for row in table(trace)] == [
+        "answered",
+        "waits for approval",
+        "allowed, running",
+        "refused, failed",
+    ]
+
+
+def test_contexts_are_told_and_agents_have_lanes(finished):
+    trace = finished().trace
+    plain = draw(trace)
+    trace.contexts = [Context(0), Context(20)]
+    (picture,) = Timeline(trace).pictures()
+    assert picture.title.endswith(", compacted 1×") and picture.png != plain
+    trace.contexts = [Context(0, "buyer"), Context(20, "seller")]
+    assert lanes(trace) == ["buyer", "seller"]
+    (picture,) = Timeline(trace).pictures()
+    assert picture.title.endswith(", buyer, seller")
+    assert next(table(trace))[1] == "seller: f"
