@@ -21,7 +21,22 @@ def pay(to: str, coins: int) -> str:
 
 turns = [call("pay", to="<b>Ada</b>", coins=40), call("pay", to="Eve", coins=41), "Done."]
 run = lab.run("Pay.", tools=[pay], policy=[], sampler=scripted(lab.tokenizer, *turns))
-run"""
+run.dashboard()"""
+
+PAIR = """import k2lab
+from k2lab.agent.workflow import Agent, together
+from k2lab.lessons.script import call, scripted
+from k2lab.world.tools import World
+
+lab, world = k2lab.load(), World(0)
+
+def agent(name, *turns):
+    return Agent(name, lab, world.tools(), {"sampler": scripted(lab.tokenizer, *turns)})
+
+buyer = agent("buyer", call("stock", item="lamp"), "Order one lamp.")
+seller = agent("seller", call("order", item="lamp", count=1), "It is ordered.")
+run = lab.watch(together([buyer, seller], "Get a lamp.", turns=2, done=lambda text: "ordered" in text))
+run.show()"""
 
 MEMORY = """import k2lab
 from k2lab.agent.memory import Memory
@@ -49,6 +64,7 @@ def test_a_call_waits_for_a_click_and_each_click_is_for_one_call(
     card = person.page.locator(".k2-call-result", has=allow).first
     assert '{"coins":40,"to":"<b>Ada</b>"}' in str(card.text_content())  # text, never markup
     assert person.page.locator(".k2-call b").count() == 0
+    person.until("/1 waits for approval/.test(document.querySelector('.k2-timeline').textContent)")
     person.picture("approval")
     allow.first.click()
     person.until("/paid to the last coin/.test(document.querySelector('.k2-thoughts').textContent)")
@@ -58,6 +74,27 @@ def test_a_call_waits_for_a_click_and_each_click_is_for_one_call(
     person.until("/not allowed/.test(document.querySelector('.k2-thoughts').textContent)")
     person.until("/done/i.test(document.querySelector('.k2-state').textContent)", 120)
     assert person.page.get_by_role("button", name="Allow once").count() == 0
+    person.until("!/for approval/.test(document.querySelector('.k2-timeline').textContent)")
+    assert not person.problems
+
+
+@pytest.mark.timeout(400)
+def test_two_agents_have_a_lane_each_and_one_selection(
+    person: "Person", notebook: "Notebook"
+) -> None:
+    person.open(notebook("pair.ipynb", PAIR))
+    person.run_all()
+    person.until("/It is ordered/.test(document.querySelector('.k2-thoughts')?.textContent)", 180)
+    person.picture("pair")
+    timeline = person.page.locator(".k2-timeline")
+    timeline.get_by_role("button", name="Table").click()
+    rows = str(timeline.locator("table").text_content())
+    assert "buyer: Tool call" in rows and "seller: order(" in rows
+    timeline.get_by_role("button", name="Table").click()
+    timeline.locator("canvas").first.focus()
+    person.press("c", "c")  # the second call, which the other agent made
+    said = "document.querySelector('.k2-timeline').textContent"
+    person.until(f"/seller: order\\(.*answered/.test({said})")
     assert not person.problems
 
 
