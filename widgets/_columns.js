@@ -49,6 +49,22 @@ export class TraceData {
     return true;
   }
 
+  /**
+   * Begins as another run does: with its first tokens, their routing, what was brought and asked.
+   * @param {TraceData} other @param {{tokens: number, routed: number, moved: number, calls: number}} common
+   */
+  share(other, { tokens, routed, moved, calls }) {
+    const { column } = other, width = this.rows * this.slots, top = tokens ? column.topEnd[tokens - 1] : 0;
+    for (const name of ["ids", "kinds", "entropy", "logprob", "seconds", "topEnd"]) this.put(name, 0, column[name].subarray(0, tokens));
+    for (const name of ["topIds", "topP"]) this.put(name, 0, column[name].subarray(0, top));
+    this.texts = other.texts.slice(0, tokens);
+    this.topTexts = other.topTexts.slice(0, top);
+    this.n = tokens;
+    this.takeRouting(0, { experts: column.experts.subarray(0, routed * width), weights: column.weights.subarray(0, routed * width), margin: column.margin.subarray(0, routed * this.rows) });
+    this.moves = other.moves.slice(0, moved);
+    this.calls = other.calls.slice(0, calls);
+  }
+
   takeTokens(frame, arrays) {
     const skip = this.n - frame.start, fresh = arrays.ids.length - skip;
     if (fresh <= 0) return;

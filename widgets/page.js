@@ -1,9 +1,10 @@
+import { registry } from "./_kit.js";
 import dashboard from "./dashboard.js";
 import store from "./store.js";
 
 /**
- * A page of its own: the dashboard of a recorded run, without a kernel and without a network. Not
- * here: how the page is written (k2lab/widgets/page.py).
+ * A page of its own: the dashboard of a recorded run, alone or with its branches, without a kernel
+ * and without a network. Not here: how the page is written (k2lab/widgets/page.py).
  */
 
 /**
@@ -36,25 +37,36 @@ export function pageModel(traits, details = new Map()) {
 export function bytes(text) { return Uint8Array.from(atob(text), (one) => one.charCodeAt(0)).buffer; }
 
 /**
- * Shows a run.
- * @param {HTMLElement} host @param {{store: Record<string, any>, view: Record<string, any>}} traits
- * @param {[any, ArrayBuffer[]][]} messages frames and details, in order
+ * What a page holds of one run: the traits of its store, with what it begins like another that stands
+ * before it, and its frames and details.
+ * @typedef {{traits: Record<string, any>, begins: {run: string, tokens: number, routed: number, moved: number, calls: number} | null, messages: [any, ArrayBuffer[]][]}} Run
  */
-export function mount(host, traits, messages) {
-  const details = new Map(messages.filter(([message]) => message.type === "detail").map((one) => [one[0].key, one]));
-  const model = pageModel(traits.store, details), view = pageModel({ ...traits.view, store_id: traits.store.store_id });
-  store.initialize({ model });
-  for (const [message, buffers] of messages) if (message.type === "frame") model.emit("msg:custom", message, buffers);
-  dashboard.render({ model: view, el: host });
-  return { model, view };
+
+/**
+ * Shows a run; the others are there to be compared with it.
+ * @param {HTMLElement} host @param {{shown: string, view: Record<string, any>, runs: Run[]}} page
+ */
+export function mount(host, { shown, view, runs }) {
+  const models = new Map();
+  for (const { traits, begins, messages } of runs) {
+    const details = new Map(messages.filter(([message]) => message.type === "detail").map((one) => [one[0].key, one]));
+    const model = pageModel(traits, details), { stores } = registry();
+    models.set(traits.store_id, model);
+    store.initialize({ model });
+    if (begins) stores.get(traits.store_id).data.share(stores.get(begins.run).data, begins);
+    for (const [message, buffers] of messages) if (message.type === "frame") model.emit("msg:custom", message, buffers);
+  }
+  const board = pageModel({ ...view, store_id: shown });
+  dashboard.render({ model: board, el: host });
+  return { model: models.get(shown), view: board };
 }
 
-/** Shows the run that is written in this page. */
+/** Shows what is written in this page. */
 export function mountHere() {
-  const read = (id) => JSON.parse(document.getElementById(id)?.textContent ?? "null"), traits = read("k2-traits");
-  if (!traits) return;
-  const messages = read("k2-messages").map(([message, ids]) => [message, ids.map((id) => bytes(document.getElementById(id)?.textContent ?? ""))]);
-  mount(/** @type {HTMLElement} */ (document.getElementById("k2-run")), traits, messages);
+  const text = (id) => document.getElementById(id)?.textContent ?? "", page = JSON.parse(text("k2-page") || "null");
+  if (!page) return;
+  for (const run of page.runs) run.messages = run.messages.map(([message, ids]) => [message, ids.map((id) => bytes(text(id)))]);
+  mount(/** @type {HTMLElement} */ (document.getElementById("k2-run")), page);
 }
 
 export default { mount, mountHere };

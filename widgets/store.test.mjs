@@ -156,3 +156,16 @@ test("the load of a kind is that of its tokens wherever they stand", () => {
   assert.equal(tokens, 4);
   assert.deepEqual(load, data.loadOf(0, 5).map((value, i) => value - data.loadOf(2, 3)[i]));
 });
+
+test("a run that begins as another goes on on its own, and counts what it shares", () => {
+  const [whole, twin, trunk] = [0, 1, 2].map(() => new TraceData(ABOUT));
+  trunk.accept(...frame(0, 700));
+  whole.accept(...frame(0, 600));
+  twin.share(trunk, { tokens: 600, routed: 600, moved: 0, calls: 0 });
+  for (const data of [whole, twin]) data.accept(...frame(600, 300, 4));
+  assert.deepEqual([twin.n, twin.m, twin.counted], [900, 900, whole.counted]);
+  assert.deepEqual(twin.texts, whole.texts);
+  for (const name of ["ids", "kinds", "topEnd", "topP", "experts", "margin"]) assert.deepEqual(twin.column[name].subarray(0, 900), whole.column[name].subarray(0, 900), name);
+  assert.deepEqual([twin.load, twin.loadOf(500, 700), twin.top(650)], [whole.load, whole.loadOf(500, 700), whole.top(650)]);
+  assert.equal(trunk.n, 700, "the other run is as it was");
+});

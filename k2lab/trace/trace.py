@@ -4,7 +4,7 @@ One thread appends, any number of threads read (see `table`). Not here: the file
 statistics (`routing`, `phases`), what the heads read (`attention`), two traces (`compare`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -317,11 +317,15 @@ class Trace:
 
         return Dashboard(self)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Writes one HTML file with the linked widgets, which needs no kernel and no network."""
-        from k2lab.widgets.page import write
+    def to_html(self, path: str | Path, *, beside: "Sequence[Trace]" = ()) -> Path:
+        """Writes one HTML file with the linked widgets, which needs no kernel and no network.
 
-        return write(self, Path(path))
+        CompareBranch in it has the traces `beside` this one too; what they share is written once.
+        """
+        from k2lab.widgets.page import write_tree
+        from k2lab.widgets.tree import tree_of_traces
+
+        return write_tree(tree_of_traces([self, *beside]), Path(path))
 
     def _append_prompt(self, event: PromptRead) -> None:
         self._follows("prompt", event.start, len(self))

@@ -132,6 +132,19 @@ class Desk:
                 self._thread = threading.Thread(target=self._work, name="k2lab-desk", daemon=True)
                 self._thread.start()
 
+    def answer(self, question: Question, trace: Trace) -> Detail:
+        """What is known, at once; BusyError while a run has the engine."""
+        try:
+            if question.what == "route":
+                return self.details.route(trace, question.token)
+            return self.details.attention(trace, question.token, question.layer)
+        except BusyError:
+            raise
+        except K2LabError as error:
+            return Detail("missing", note=f"{error.found} Expected: {error.expected}")
+        except Exception as error:  # noqa: BLE001 - a thread must not die silently
+            return Detail("missing", note=f"That failed: {error!r}.")
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -141,7 +154,7 @@ class Desk:
                 key, (question, trace, epoch) = self._open.popitem()  # the newest
             kept = self._kept.get((epoch, key))
             try:
-                detail = kept or self._answer(question, trace)
+                detail = kept or self.answer(question, trace)
             except BusyError:
                 self._later(question, trace, epoch)
                 continue
@@ -166,18 +179,6 @@ class Desk:
             while len(self._open) > WAITING:
                 self._open.popitem(last=False)
         time.sleep(RETRY_SECONDS)
-
-    def _answer(self, question: Question, trace: Trace) -> Detail:
-        try:
-            if question.what == "route":
-                return self.details.route(trace, question.token)
-            return self.details.attention(trace, question.token, question.layer)
-        except BusyError:
-            raise
-        except K2LabError as error:
-            return Detail("missing", note=f"{error.found} Expected: {error.expected}")
-        except Exception as error:  # noqa: BLE001 - a thread must not die silently
-            return Detail("missing", note=f"That failed: {error!r}.")
 
 
 def _within(value: Any, low: int, stop: int) -> TypeGuard[int]:

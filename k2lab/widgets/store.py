@@ -8,19 +8,24 @@ engine. Handlers run on any thread (JupyterLab uses a subshell), so they validat
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
 import traitlets
 
-from k2lab.errors import K2LabError
+from k2lab.errors import BusyError, K2LabError
 from k2lab.trace.trace import CallRecord, Trace
 from k2lab.widgets import wire
 from k2lab.widgets.base import K2Widget
-from k2lab.widgets.details import CapturedDetails, Desk, Details, Question
+from k2lab.widgets.details import CapturedDetails, Desk, Detail, Details, Question
+from k2lab.widgets.page import write_tree
 from k2lab.widgets.source import Facts as Facts
 from k2lab.widgets.source import Recorded, RunLike, code_of, refused, status_of
 from k2lab.widgets.source import speed as speed
+from k2lab.widgets.tree import tree_of
 
 FRAME_SECONDS = 1 / 12
 STATUS_EVERY = 6  # frames
@@ -33,7 +38,8 @@ Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 ACTIONS = ("branch", "treat", "save", "export", "approve")
 """What a page can ask for besides controls: continue from a token; run control and treatment with
-edits; write the trace; write the page as HTML; decide about a call that waits."""
+edits; write the trace; write the page as HTML, which every store can; decide about a call that
+waits."""
 
 
 MESSAGES = ("stop", "pause", "resume", "step", "pace", "resync", "ask", "detail", *ACTIONS)
@@ -79,7 +85,7 @@ class Store(K2Widget):
         self.source: RunLike = Recorded(run) if isinstance(run, Trace) else run
         self._facts = facts
         self.on_ask = on_ask
-        self.actions = dict(actions or {})
+        self.actions = {**(actions or {}), "export": self._export}
         self.details = details or CapturedDetails()
         self._desk = Desk(self.details, self.send)
         self._lock = threading.RLock()
@@ -123,6 +129,15 @@ class Store(K2Widget):
     def finish(self) -> None:
         """Waits for the run."""
         self.source.wait(None)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Writes the dashboard as one HTML file, with all runs of the tree for CompareBranch."""
+        name = getattr(self.source, "name", "run")
+        runs = [
+            replace(each, facts=self.facts) if each.name == name else each
+            for each in tree_of(self.source)
+        ]
+        return write_tree(runs, Path(path), shown=name, details=self._looked_at())
 
     def flush(self) -> None:
         """Sends all that is not sent yet, in this thread."""
@@ -269,6 +284,27 @@ class Store(K2Widget):
             self.send({"type": "outcome", "action": name, **outcome})
 
         threading.Thread(target=work, name=f"k2lab-{name}", daemon=True).start()
+
+    def _export(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The page as one HTML file in the kernel's folder."""
+        name = getattr(self.source, "name", "run")
+        paths = (Path.cwd() / f"{name}-{number}.html" for number in count(1))
+        path = self.to_html(next(path for path in paths if not path.exists()))
+        return {"text": f"Written as {path.name}."}
+
+    def _looked_at(self) -> dict[str, Detail]:
+        """Scores and attention of the pinned token, else of the last: a page cannot ask."""
+        trace, layers = self.source.trace, range(self.source.trace.about.layers)
+        token = self.pin[0] if 0 <= self.pin[0] < trace.routed else trace.routed - 1
+        if token < 0 or not self.source.done:
+            return {}
+        asked = [Question(f"route:{token}:-1", "route", token, -1)]
+        asked += [Question(f"attention:{token}:{i}", "attention", token, i) for i in layers]
+        try:
+            found = {each.key: self._desk.answer(each, trace) for each in asked}
+        except BusyError:
+            return {}
+        return {key: each for key, each in found.items() if each.provenance != "missing"}
 
     def _ask(self, text: Any) -> None:
         if self.on_ask is None:

@@ -1,5 +1,6 @@
 """View: what each widget on a store has: the store's id for the page, the end of its run."""
 
+from pathlib import Path
 from typing import Any
 
 import traitlets
@@ -23,6 +24,10 @@ class View(K2Widget):
     def growing(self) -> bool:
         """Whether the run goes on."""
         return not self.store.source.done
+
+    def to_html(self, path: str | Path) -> Path:
+        """Writes the dashboard of what is shown as one HTML file: no kernel, no network."""
+        return self.store.to_html(path)
 
     def finish(self) -> None:
         """Waits for the run."""

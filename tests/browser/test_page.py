@@ -1,6 +1,7 @@
 """A run as a file of its own: every widget, without a kernel and without a network."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from k2lab.trace.trace import About, Trace
 from k2lab.widgets.details import Detail
 from k2lab.widgets.page import page
 from k2lab.widgets.source import Facts
+from k2lab.widgets.tree import PageRun
 
 if TYPE_CHECKING:
     from conftest import Person
@@ -63,7 +65,9 @@ def recorded(text: str, *, tokens: int = 40) -> Trace:
     return trace
 
 
-def written(trace: Trace, folder: Path, text: str = "fine") -> Path:
+def written(
+    trace: Trace, folder: Path, text: str = "fine", *, beside: Sequence[PageRun] = ()
+) -> Path:
     """The page of the trace, with scores and attention for its last token."""
     last, random = len(trace) - 1, np.random.default_rng(1)
     scores = random.random((5, 64)).astype(np.float32)
@@ -77,11 +81,10 @@ def written(trace: Trace, folder: Path, text: str = "fine") -> Path:
         }
     facts = Facts(text, text, text, latent_bytes=1152, multi_head_bytes=6912)
     html = page(
-        trace,
+        PageRun(trace=trace, facts=facts, code=f"run = {text!r}"),
         title=text,
-        facts=facts,
-        code=f"run = {text!r}",
         details=[(key, Detail("derived", arrays, text)) for key, arrays in details.items()],
+        beside=beside,
     )
     file = folder / "run.html"
     file.write_text(html, encoding="utf-8")
@@ -116,6 +119,41 @@ def test_all_views_open_from_a_file_without_a_network(reader: "Person", tmp_path
     assert "nothing to compare" in str(reader.page.locator(".k2-compare").text_content())
     assert {re.sub(":.*", "", url) for url in asked} <= {"file", "data", "blob"}
     assert len(file.read_bytes()) < 500_000 and not reader.problems
+
+
+def test_any_two_runs_of_a_tree_are_compared_offline(reader: "Person", tmp_path: Path) -> None:
+    trunk = recorded(" word")
+    one, two = trunk.fork(20), trunk.fork(30)
+    for branch, text in ((one, " one"), (two, " two")):
+        for index in range(len(branch), len(branch) + 8):
+            branch.append(TokenChosen(index, 2, text, "answer", -0.7, 0.5, (), 0.1 * index))
+            rows = np.full((1, 5, 8), 3, np.uint16)
+            margin = np.full((1, 5), 0.01, np.float16)
+            branch.append(Routed(index, rows, np.full((1, 5, 8), 32, np.uint8), margin))
+    beside = [
+        PageRun(trace=one, name="run.1", parent="run", at=20, given=" one"),
+        PageRun(trace=two, name="run.2", parent="run", at=30, code="run.2\n"),
+    ]
+    opened(reader, written(trunk, tmp_path, beside=beside))
+    window = reader.page
+    window.get_by_role("tab", name="Compare").click()
+    readout = "document.querySelector('.k2-compare .k2-readout').textContent"
+    for left, right, common in (
+        ("run", "run.1", 20),
+        ("run", "run.2", 30),
+        ("run.1", "run.2", 20),
+        ("run.2", "run.1", 20),
+    ):
+        window.get_by_label("Left", exact=True).select_option(left)
+        window.get_by_label("Right", exact=True).select_option(right)
+        reader.until(f"{readout}.startsWith('{common} tokens shared')")
+        names = window.locator(".k2-compare .k2-pane-name").all_text_contents()
+        assert names == [left, right]
+    assert " one one" in str(window.locator(".k2-pane-text").last.text_content())
+    tree = window.locator(".k2-tree li").all_text_contents()
+    assert tree == ["run the question", 'run.1 from token 20 with " one"', "run.2 from token 30"]
+    reader.picture("page-tree")
+    assert not reader.problems
 
 
 def test_hovering_a_token_shows_in_every_view(reader: "Person", tmp_path: Path) -> None:
