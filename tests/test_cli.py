@@ -11,6 +11,7 @@ from k2lab.agent.keys import Key
 from k2lab.engine.events import Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
 from k2lab.spec.config import K2Config
 from k2lab.text.tokenizer import Tokenizer
+from k2lab.trace.synthetic import synthetic
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict]:
@@ -80,6 +81,14 @@ def test_export_prints_the_folder(
     target = tmp_path / "out"
     assert cli.main(["export", "--model", str(small_checkpoint), str(target)]) == 0
     assert capsys.readouterr().out.strip() == str(target)
+
+
+def test_traces_are_written_as_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trunk, out = synthetic(20), tmp_path / "x.html"
+    files = [trunk.save(tmp_path / "a.k2trace"), trunk.fork(12).save(tmp_path / "b.k2trace")]
+    assert cli.main(["trace", "html", str(files[0]), str(out), "--beside", str(files[1])]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert '"begins": {"tokens": 12,' in out.read_text(encoding="utf-8")
 
 
 def test_training_writes_a_model_that_verifies(

@@ -57,6 +57,8 @@ def add_commands(commands: Any) -> None:
     page = add(traces, "html", _trace_html, "write it as one HTML file with the linked views")
     page.add_argument("file", metavar="FILE", type=Path)
     page.add_argument("out", metavar="OUT", type=Path)
+    beside = "traces to compare it with, such as its branches"
+    page.add_argument("--beside", metavar="FILE", type=Path, nargs="+", default=[], help=beside)
 
 
 def open_lab(options: Options) -> int:
@@ -116,5 +118,6 @@ def _trace_verify(options: Options) -> int:
 def _trace_html(options: Options) -> int:
     import k2lab
 
-    print(k2lab.open(options.file).to_html(options.out))
+    beside = [k2lab.open(each) for each in options.beside]
+    print(k2lab.open(options.file).to_html(options.out, beside=beside))
     return DONE
