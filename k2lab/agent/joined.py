@@ -66,6 +66,7 @@ class _Seam:
     """Where the run that has its turn stands in the whole."""
 
     run: int = -1
+    number: int = -1  # of the run, from 0
     first: int = 0  # index of its first token
     length: int = 0  # tokens so far, of all runs
     routed: int = 0  # of them with routes
@@ -79,13 +80,13 @@ class _Seam:
         if self.began is None:
             self.began = moment.seconds
         if moment.run != self.run:
-            self.run, self.first = moment.run, self.length
+            self.run, self.number, self.first = moment.run, self.number + 1, self.length
             self.lag = max(0.0, self.last - (moment.seconds - self.began))
         self.last = moment.seconds - self.began + self.lag
 
     def passed(self, moment: Moment) -> Iterator[Event]:
         """The event at its place in the whole; without routes that would leave a gap."""
-        first, key = self.first, f"{self.run}."
+        first, key = self.first, f"{self.number}."
         match moment.event:
             case PromptRead() as event:
                 self.length = max(self.length, first + event.start + len(event.ids))

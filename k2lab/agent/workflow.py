@@ -9,7 +9,7 @@ Not here: what a single run may do (`terms.py`).
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -81,6 +81,7 @@ class Outcome:
 
 Saying = Generator[Moment, None, Said]
 Workflow = Generator[Moment, None, Outcome]
+_News = tuple[int, Moment | Said | BaseException]  # of which trajectory
 Check = Callable[[str], str]
 """What is wrong with an answer, in words for the model; empty: nothing."""
 
@@ -204,11 +205,11 @@ def heavy(
 def _at_once(
     agents: Sequence[Agent], question: str, workers: int
 ) -> Generator[Moment, None, list[Said]]:
-    """What each of them says, in their order; moments come as they happen.
+    """What each of them says, in their order; and so come their moments, one after the other.
 
     What one raises ends all, and so does closing this or giving up the call it belongs to.
     """
-    news: SimpleQueue[Moment | tuple[int, Said | BaseException]] = SimpleQueue()
+    news: SimpleQueue[_News] = SimpleQueue()
     todo, cancel = SimpleQueue[int](), Cancellation()
     for place in range(len(agents)):
         todo.put(place)
@@ -218,7 +219,8 @@ def _at_once(
             while not cancel.cancelled:
                 place = todo.get_nowait()
                 try:
-                    news.put((place, _told(agents[place], question, news, cancel)))
+                    for each in _told(agents[place], question, cancel):
+                        news.put((place, each))
                 except BaseException as error:  # noqa: BLE001 - raised again by who waits
                     news.put((place, error))
 
@@ -226,35 +228,39 @@ def _at_once(
         threading.Thread(target=work, name=f"k2lab-heavy-{number}", daemon=True)
         for number in range(min(workers, len(agents)))
     ]
-    heard: dict[int, Said] = {}
+    waiting = [deque[Moment | Said]() for _ in agents]
+    heard = list[Said]()
     with cancellation().calling(cancel.cancel):
         try:
             for thread in threads:
                 thread.start()
             while len(heard) < len(agents):
-                each = news.get()
-                if isinstance(each, Moment):
-                    yield each
-                    continue
-                place, said = each
-                if isinstance(said, BaseException):
-                    raise said
-                heard[place] = said
+                place, each = news.get()
+                if isinstance(each, BaseException):
+                    raise each
+                waiting[place].append(each)
+                while len(heard) < len(agents) and waiting[len(heard)]:
+                    told = waiting[len(heard)].popleft()
+                    if isinstance(told, Said):
+                        heard.append(told)
+                    else:
+                        yield told
         finally:
             cancel.cancel()
             for thread in threads:
                 thread.join()
-    return [heard[place] for place in range(len(agents))]
+    return heard
 
 
-def _told(agent: Agent, question: str, news: SimpleQueue[Any], cancel: Cancellation) -> Said:
-    """One trajectory to its end, its moments told; Halted where all are given up."""
+def _told(agent: Agent, question: str, cancel: Cancellation) -> Iterator[Moment | Said]:
+    """The moments of one trajectory, and what came of it; Halted where all are given up."""
     saying = replace(agent, speaker=agent.speaker.beside()).says(question)
     while True:
         try:
-            news.put(next(saying))
+            yield next(saying)
         except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+            yield stop.value
+            return
         if cancel.cancelled:
             saying.close()
             raise Halted
@@ -281,7 +287,7 @@ class Row:
 
 def timeline(moments: Sequence[Moment]) -> tuple[Row, ...]:
     """Calls, results and answers of all agents on one clock, in order."""
-    rows = []
+    rows, began = list[Row](), min((each.seconds for each in moments), default=0.0)
     for each in moments:
         match each.event:
             case ToolAsked(name=name, arguments=arguments):
@@ -294,8 +300,8 @@ def timeline(moments: Sequence[Moment]) -> tuple[Row, ...]:
                 what = f"stops: {reason}"
             case _:
                 continue
-        rows.append(Row(each.seconds - moments[0].seconds, each.agent, what))
-    return tuple(rows)
+        rows.append(Row(each.seconds - began, each.agent, what))
+    return tuple(sorted(rows, key=lambda row: row.second))
 
 
 def _at_least_one(what: str, number: int) -> None:

@@ -185,6 +185,7 @@ def test_heavy_mode_gives_the_same_however_many_go_on_at_once(small_checkpoint: 
         ]
         found[workers] = outcome, chosen, tuple(finish(a.says("Go."))[0] for a in agents)
     assert found[1] == found[3]
+    assert [each.agent for each in moments] == sorted(each.agent for each in moments)
     assert len({tuple(ids) for ids in found[1][1]}) > 1  # they are not all the same
 
 
@@ -200,18 +201,23 @@ def test_leaving_heavy_mode_ends_every_trajectory(small_checkpoint: Path) -> Non
     def asking(_: Any) -> int:  # a call, then nothing else
         return next(left)
 
+    def endless(_: Any) -> int:
+        writing.add(threading.current_thread().name)
+        return 65
+
+    writing = set[str]()
+
     text = calls(("wait", "0", "{}")) + "<|im_end|>"
     segments = [Segment(text, markers=True, kind="answer")]
     left = iter(lab.tokenizer.encode_segments(segments))
-    endless = {"sampler": lambda logits: 65, "max_tokens": 900}
     agents = [Agent("a", lab, [wait], {"sampler": asking})]
-    agents += [Agent(f"{n}", lab, [], endless) for n in range(3)]
+    options = {"sampler": endless, "max_tokens": 900}
+    agents += [Agent(f"{n}", lab, [], options) for n in range(3)]
     workflow = heavy(agents, "Go.", workers=4)
-    seen = set()
     for moment in workflow:
-        seen.add((moment.agent, type(moment.event)))
-        if ("a", ToolAsked) in seen and len({agent for agent, _ in seen}) == 4:
+        if isinstance(moment.event, ToolAsked):
             break
+    until(lambda: len(writing) == 3)
     began = time.perf_counter()
     workflow.close()
     assert time.perf_counter() - began < 1.0
