@@ -20,7 +20,7 @@ from k2lab.spec.config import K2Config, Quantization
 from k2lab.spec.costs import expert_parameters
 from k2lab.tensors import int4pack
 from k2lab.tensors.int4 import GROUP
-from k2lab.tensors.linear import expert_rows
+from k2lab.tensors.linear import expert_rows, laid
 from k2lab.tensors.stored import plain
 from k2lab.weights.links import Event, Link, Past
 from k2lab.weights.slab import Layout
@@ -131,8 +131,8 @@ class Expanded:
     def __init__(self, config: K2Config, layout: Layout, dtype: torch.dtype, room: Room) -> None:
         self._layout, self._dtype = layout, dtype
         inner, width = config.moe_intermediate_size, config.hidden_size
-        self._gate_up = torch.empty(*room, 2 * inner, width, dtype=dtype)
-        self._down = torch.empty(*room, width, inner, dtype=dtype)
+        self._gate_up = laid(torch.empty(*room, 2 * inner, width, dtype=dtype))
+        self._down = laid(torch.empty(*room, width, inner, dtype=dtype))
 
     def fill(self, frame: int, slot: int, slab: Tensor, after: Event) -> Event:
         """Expand the slab into its slot."""
@@ -196,7 +196,7 @@ def expand(slabs: Sequence[Tensor], layout: Layout, dtype: torch.dtype) -> tuple
         stored = torch.stack([of(slab, codes) for slab in slabs])
         scales = [torch.stack([of(slab, leaf) for slab in slabs]) for leaf in scale]
         both.append(plain(stored, scales[0] if scales else None, dtype))
-    return both[0].flatten(1, 2), both[1]
+    return laid(both[0].flatten(1, 2)), laid(both[1])
 
 
 def subset_rows(
@@ -218,7 +218,7 @@ def subset_rows(
         # A single request would take the kernel for single tokens: a second one, whose row is
         # thrown away, keeps it grouped. It needs a group of its own.
         if len(stack[0]) == 1:
-            stack = torch.cat([stack[0]] * 2), torch.cat([stack[1]] * 2)
+            stack = laid(torch.cat([stack[0]] * 2)), laid(torch.cat([stack[1]] * 2))
         pair = torch.cat([picked, (picked + 1) % len(stack[0])])
         rows = expert_rows(x[tokens.repeat(2)], pair[:, None], *stack)[:1]
     elif len(picked):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import parameters
-from k2lab.tensors.linear import expert_rows
+from k2lab.tensors.linear import expert_rows, laid
 from k2lab.tensors.stored import leaves, plain, raw
 from k2lab.weights.dense import read_dense
 from k2lab.weights.store import Lease, Ledger
@@ -43,7 +43,6 @@ class Resident:
         if keeping == "auto":
             keeping = "expanded" if expanded <= EXPAND_LIMIT else "packed"
         self._experts: dict[int, _Stack] = {}
-        self._gate_ups: dict[int, tuple[Tensor, ...]] = {}  # the same by expert, if expanded
         # As inference tensors they carry nothing for gradients: 4 % of a token's time (measured).
         with torch.inference_mode():
             self._leases = read_dense(config, read, self.device, dtype)
@@ -52,8 +51,6 @@ class Resident:
                 if stack.gate_up_scale is not None and keeping == "expanded":
                     stack = stack.expand(dtype)
                 self._experts[layer] = stack
-                if stack.gate_up_scale is None:
-                    self._gate_ups[layer] = stack.gate_up.unbind()
         self._ledger = Ledger()
 
     def dense(self, layer: int | None, part: str) -> Lease:
@@ -63,7 +60,7 @@ class Resident:
     def experts(self, layer: int, ids: Tensor) -> "ResidentBatch":
         """All experts of the layer are at hand."""
         self._ledger.hits += ids.numel()
-        return ResidentBatch(self._experts[layer], ids, self.dtype, self._gate_ups.get(layer))
+        return ResidentBatch(self._experts[layer], ids, self.dtype)
 
     def hint(self, layer: int, ids: Tensor, confidence: float) -> None:
         """Nothing to fetch."""
@@ -104,7 +101,8 @@ class _Stack:
     def expand(self, dtype: torch.dtype) -> "_Stack":
         """The same experts in `dtype`."""
         gate_up = plain(self.gate_up, self.gate_up_scale, dtype)
-        return _Stack(gate_up.flatten(1, 2), plain(self.down, self.down_scale, dtype)[:, 0])
+        down = plain(self.down, self.down_scale, dtype)[:, 0]
+        return _Stack(laid(gate_up.flatten(1, 2)), laid(down))
 
     def take(self, ids: Tensor) -> "_Stack":
         """Only the experts `ids`, in their order."""
@@ -119,7 +117,6 @@ class ResidentBatch:
     stack: _Stack
     ids: Tensor  # [token, slot]
     dtype: torch.dtype
-    each: tuple[Tensor, ...] | None = None  # gate_up of each expert of the layer, if expanded
 
     def rows(self, x: Tensor) -> Tensor:
         """Each chosen expert's output, unsummed: [token, slot, hidden] for x [token, hidden]."""
@@ -128,4 +125,4 @@ class ResidentBatch:
             # Expand each distinct expert once; `ids` then point into the smaller stack.
             distinct, ids = torch.unique(ids, return_inverse=True)
             stack = stack.take(distinct).expand(self.dtype)
-        return expert_rows(x, ids, stack.gate_up, stack.down, self.each)
+        return expert_rows(x, ids, stack.gate_up, stack.down)

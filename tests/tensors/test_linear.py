@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from k2lab.tensors.linear import expert_rows, swiglu
+from k2lab.tensors.linear import expert_rows, laid, swiglu
 
 EXPERTS, HIDDEN, WIDTH = 6, 16, 8
 
@@ -50,6 +50,24 @@ def test_rows_are_each_experts_swiglu_in_the_order_of_the_slots(tokens: int, slo
     torch.testing.assert_close(rows, one_by_one(x, ids, *stacks()))
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 40])
+@pytest.mark.parametrize("slots", [1, 4, 6])
+def test_rows_do_not_depend_on_how_the_stacks_lie(tokens: int, slots: int) -> None:
+    x, ids = given(tokens, slots)
+    small = [laid(stack) for stack in stacks()]
+    assert [stack.mT.is_contiguous() for stack in small] == [True, True]
+    assert all(map(torch.equal, small, stacks()))
+    rows = expert_rows(x, ids, *small)
+    assert rows.shape == (tokens, slots, HIDDEN)
+    torch.testing.assert_close(rows, expert_rows(x, ids, *stacks()))
+
+
+def test_large_and_coarse_matrices_stay_as_they_lie() -> None:
+    large, coarse = torch.zeros(2, 512, 256), stacks(torch.bfloat16)[0]
+    assert laid(large) is large
+    assert laid(coarse) is coarse
+
+
 def test_an_expert_that_nobody_chose_is_no_trouble() -> None:
     x, _ = given(40, 2)
     ids = torch.tensor([[5, 2]]).expand(40, 2)
@@ -76,10 +94,3 @@ def test_gradients_reach_the_weights_and_the_input(tokens: int) -> None:
         gradients.append([leaf.grad for leaf in leaves])
     for ours, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 40])
-def test_matrices_cut_beforehand_give_the_same_bits(tokens: int) -> None:
-    (x, ids), (gate_up, down) = given(tokens, 4), stacks()
-    cut = expert_rows(x, ids, gate_up, down, gate_up.unbind())
-    assert torch.equal(cut, expert_rows(x, ids, gate_up, down))
