@@ -13,7 +13,7 @@ import torch
 import k2lab
 from k2lab.agent.budget import Budget
 from k2lab.agent.calling import cancellation
-from k2lab.agent.journal import read, verify
+from k2lab.agent.journal import Journal, read, verify
 from k2lab.agent.memory import Memory
 from k2lab.agent.tools import Tool, tool
 from k2lab.engine.events import PromptRead
@@ -263,3 +263,59 @@ def test_contexts_are_in_the_file_and_in_a_part_of_the_trace(lab: Lab, tmp_path:
     second = trace.contexts[1].start
     assert len(trace.fork(second).contexts) == 1 and len(trace.fork(second + 1).contexts) == 2
     assert (opened.context_of(second - 1), opened.context_of(second)) == (0, second)
+
+
+class Remembering:
+    """A script that knows where it stood, as a sampler does."""
+
+    def __init__(self, ids: list[int], place: int = 0) -> None:
+        self.ids, self.place = ids, place
+
+    def __call__(self, logits: Any) -> int:
+        self.place += 1
+        return self.ids[self.place - 1]
+
+    @property
+    def state(self) -> str:
+        return str(self.place)
+
+    def at(self, state: str) -> "Remembering":
+        return Remembering(self.ids, int(state))
+
+    def anew(self) -> "Remembering":
+        return Remembering(self.ids)
+
+
+class CrashError(Exception):
+    """Stands for the end of the process."""
+
+
+def test_a_run_that_crashes_anywhere_near_its_compaction_goes_on_as_if_it_had_not(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join((*TURNS[:5], TURNS[-1]))
+    ids = lab.tokenizer.encode_segments([Segment(text, markers=True, kind="answer")])
+    given = {"tools": [look], "budget": Budget(context=2500), "sampler": Remembering(list(ids))}
+    whole = ended(lab.run("Go.", max_tokens=9000, journal=tmp_path / "whole", **given))
+    records = read(tmp_path / "whole")
+    places = [each.number for each in records if each.kind == "compacted"]
+    assert len(places) >= 1 and whole.trace.answer == "Done."
+    near = sorted({place + more for place in places for more in range(-4, 5)} | {3})
+    append = Journal._append
+    for place in (each for each in near if 2 < each < len(records) - 1):
+        path = tmp_path / f"{place}"
+
+        def crashing(journal: Journal, line: bytes, place: int = place) -> None:
+            if journal._count == place:
+                raise CrashError
+            append(journal, line)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "_append", crashing)
+            run = lab.run("Go.", max_tokens=9000, journal=path, **given).wait(PATIENCE)
+            assert run.state == "error" and "CrashError" in run.error
+        again = ended(k2lab.resume(path, lab=lab, **given))
+        assert again.trace.ids.tolist() == whole.trace.ids.tolist(), place
+        assert again.trace.contexts == whole.trace.contexts, place
+        assert again.turns == whole.turns, place
+        assert verify(path).whole
