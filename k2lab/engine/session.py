@@ -5,10 +5,13 @@ The controls are events checked once per token and once per layer (at the site
 what is run (any iterator of events) and who looks (`trace/`, `widgets/`).
 """
 
+import os
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
 from k2lab.engine.events import Event, Reason, Stopped, TokenChosen
@@ -17,6 +20,8 @@ from k2lab.errors import BusyError
 State = Literal["running", "paused", "done", "stopped", "error"]
 Unit = Literal["token", "layer"]
 Value = TypeVar("Value")
+
+LEAVE_SECONDS = 5.0  # that the end of the interpreter waits: a layer from a slow disk takes as long
 
 
 class Halted(Exception):  # noqa: N818 - not an error: the person pressed Stop
@@ -118,10 +123,8 @@ class Run:
                 expected="one run at a time.",
                 mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
             )
-        self._thread = threading.Thread(
-            target=self._work, args=(events, lock.release), name="k2lab-run", daemon=True
-        )
-        self._thread.start()
+        work = partial(self._work, events, lock.release)
+        self._thread = start_worker("k2lab-run", work, self.control.stop)
 
     @property
     def state(self) -> State:
@@ -211,3 +214,29 @@ class Run:
         self.trace.append(event)
         with self._changed:
             self._changed.notify_all()
+
+
+def start_worker(
+    name: str, work: Callable[[], object], stop: Callable[[], object] = lambda: None
+) -> threading.Thread:
+    """A thread that does the work; the end of the interpreter stops it and waits for it a while.
+
+    A daemon thread that the interpreter takes down within torch aborts the process.
+    """
+
+    def whole() -> None:
+        try:
+            work()
+        finally:
+            leaving.detach()
+
+    thread = threading.Thread(target=whole, name=name, daemon=True)
+    leaving = weakref.finalize(thread, _leave, thread, stop, os.getpid())
+    thread.start()
+    return thread
+
+
+def _leave(thread: threading.Thread, stop: Callable[[], object], process: int) -> None:
+    if os.getpid() == process and thread is not threading.current_thread():  # a fork has no thread
+        stop()
+        thread.join(LEAVE_SECONDS)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 
+from k2lab.engine.session import start_worker
 from k2lab.errors import BusyError, InputError, K2LabError
 from k2lab.trace import attention
 from k2lab.trace.captured import ATTENTION
@@ -121,16 +122,24 @@ class Desk:
         self._open: OrderedDict[str, tuple[Question, Trace, int]] = OrderedDict()
         self._kept: OrderedDict[tuple[int, str], Detail] = OrderedDict()
         self._thread: threading.Thread | None = None
+        self._left = False
         self._told = (-1, "")  # for which question it was said that the engine is busy
 
     def ask(self, question: Question, trace: Trace, epoch: int) -> None:
         """Answers soon; a question that is asked again is answered once."""
         with self._lock:
+            if self._left:
+                return
             self._open[question.key] = (question, trace, epoch)
             self._open.move_to_end(question.key)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="k2lab-desk", daemon=True)
-                self._thread.start()
+                self._thread = start_worker("k2lab-desk", self._work, self.leave)
+
+    def leave(self) -> None:
+        """Answers no more than the question at hand."""
+        with self._lock:
+            self._left = True
+            self._open.clear()
 
     def answer(self, question: Question, trace: Trace) -> Detail:
         """What is known, at once; BusyError while a run has the engine."""
@@ -175,7 +184,8 @@ class Desk:
             self._told = epoch, question.key
             self._tell(question.key, Detail("missing", note=BUSY), epoch)
         with self._lock:
-            self._open.setdefault(question.key, (question, trace, epoch))
+            if not self._left:
+                self._open.setdefault(question.key, (question, trace, epoch))
             while len(self._open) > WAITING:
                 self._open.popitem(last=False)
         time.sleep(RETRY_SECONDS)

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import traitlets
 
+from k2lab.engine.session import start_worker
 from k2lab.errors import BusyError, K2LabError
 from k2lab.trace.trace import CallRecord, Trace
 from k2lab.widgets import wire
@@ -283,7 +284,7 @@ class Store(K2Widget):
                 outcome = {"error": f"That failed: {error!r}."}
             self.send({"type": "outcome", "action": name, **outcome})
 
-        threading.Thread(target=work, name=f"k2lab-{name}", daemon=True).start()
+        start_worker(f"k2lab-{name}", work)
 
     def _export(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         """The page as one HTML file in the kernel's folder."""

@@ -2,9 +2,12 @@
 
 import _thread
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from torch import Tensor
@@ -310,3 +313,46 @@ def test_events_of_a_run_stay_in_order_for_another_thread() -> None:
     run.start((token(i) for i in range(500)), threading.Lock())
     run.wait(PATIENCE)
     assert [event.index for event in run.trace.events] == list(range(500))
+
+
+LEAVING = """
+import time
+import k2lab
+lab = k2lab.load({folder!r})
+run = lab.run("What is 3 * 14?", max_tokens=4000{more})
+while len(run.trace) < 40 and not run.done:
+    time.sleep(0.001)
+{last}
+print(len(run.trace), run.state)
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "last", "state"),
+    [
+        ("", "", "running"),
+        ("", "run.pause()", "paused"),
+        (", tools=[]", "from k2lab.widgets.dashboard import Dashboard; run.dashboard()", "running"),
+    ],
+)
+def test_a_script_that_ends_during_a_run_ends_well(
+    small_checkpoint: Path, more: str, last: str, state: str
+) -> None:
+    code = LEAVING.format(folder=str(small_checkpoint), more=more, last=last)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[1] == state, "it had not ended before"
+    assert time.monotonic() - began < 100
+
+
+def test_a_worker_that_does_not_stop_is_not_waited_for_for_ever() -> None:
+    code = (
+        "import time; from k2lab.engine import session; session.LEAVE_SECONDS = 0.2;"
+        "session.start_worker('slow', lambda: time.sleep(60)); print('left')"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "left\n") and time.monotonic() - began < 50
