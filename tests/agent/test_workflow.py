@@ -189,6 +189,23 @@ def test_heavy_mode_gives_the_same_however_many_go_on_at_once(small_checkpoint: 
     assert len({tuple(ids) for ids in found[1][1]}) > 1  # they are not all the same
 
 
+def test_where_weights_are_moved_trajectories_take_turns(small_checkpoint: Path) -> None:
+    """Stores that move weights serve one run; so it is one after the other, with one outcome."""
+    resident, moving = Lab.open(small_checkpoint), Lab.open(small_checkpoint, "tiered")
+    twins = [resident.beside(), moving.beside()]
+    assert twins[0].lock is not resident.lock and twins[1].lock is moving.lock
+    found = []
+    for lab in (resident, moving):
+        options = [{"sampler": sampled(temperature=2.0, seed=n), "max_tokens": 6} for n in range(3)]
+        agents = [Agent(f"{n}", lab, [], each) for n, each in enumerate(options)]
+        found.append(finish(heavy(agents, "Go.", workers=3))[1])
+    chosen = [
+        [m.event.id for m in moments if isinstance(m.event, TokenChosen)] for moments in found
+    ]
+    assert chosen[0] == chosen[1] and len(chosen[0]) > 3
+    assert not moving.lock.locked()
+
+
 def test_leaving_heavy_mode_ends_every_trajectory(small_checkpoint: Path) -> None:
     lab, given_up = Lab.open(small_checkpoint), list[int]()
 
