@@ -159,6 +159,7 @@ def test_stop_ends_the_waiting_for_a_person(lab: Lab) -> None:
     run.stop()
     run.wait(PATIENCE)
     assert run.state == "stopped" and time.perf_counter() - began < 0.3
+    assert run.trace.calls[0].approval == "undecided"  # so that no card offers what is too late
 
 
 def test_a_function_may_stand_for_the_person(lab: Lab) -> None:

@@ -48,31 +48,31 @@ export function spans(data, contexts = []) {
 /** Tokens that are remembered once `i` of them were read. @param {[number, string][]} contexts */
 export const remembered = (contexts, i) => i - (contexts.findLast(([start]) => start < i)?.[0] ?? 0);
 
-/** Whether a call waits for a person, runs, or has ended. @returns {"waits for approval"|"running"|"answered"|"failed"} */
-export const stateOf = ({ ok, approval }) => ((ok ?? null) !== null ? (ok ? "answered" : "failed") : approval === "waiting" ? "waits for approval" : "running");
+/** Whether a call waits for a person, runs, or has ended. @param {any} call @param {boolean} [over] whether the run has */
+export const stateOf = ({ ok, approval }, over = false) => ((ok ?? null) !== null ? (ok ? "answered" : "failed") : over ? "unfinished" : approval === "waiting" ? "waits for approval" : "running");
 
 /**
  * Tool calls with what they cover: the tokens they were written with, the time they took, and how
  * often the same tool was asked before because it had failed.
- * @typedef {{call: any, start: number, stop: number, from: number, to: number, retry: number, agent: string}} Asked
- * @param {any} data @param {Float32Array} edges @param {Span[]} parts @returns {Asked[]}
+ * @typedef {{call: any, start: number, stop: number, from: number, to: number, retry: number, agent: string, state: string}} Asked
+ * @param {any} data @param {Float32Array} edges @param {Span[]} parts @param {boolean} [over] whether the run has ended @returns {Asked[]}
  */
-export function asked(data, edges, parts) {
+export function asked(data, edges, parts, over = false) {
   const found = [], written = parts.filter((part) => part.kind === CALL);
   for (const call of data.calls) {
     if (!call || call.index >= data.n) continue;
     const stop = call.index + 1, before = found[found.length - 1];
     const from = before?.stop ?? 0, mine = written.find((part) => part.start < stop && part.stop > from);
     const retry = before && before.call.ok === false && before.call.name === call.name ? before.retry + 1 : 0;
-    found.push({ call, start: mine ? Math.max(mine.start, from) : call.index, stop, from: edges[stop], to: edges[stop] + (call.seconds ?? 0), retry, agent: mine?.agent ?? "" });
+    found.push({ call, start: mine ? Math.max(mine.start, from) : call.index, stop, from: edges[stop], to: edges[stop] + (call.seconds ?? 0), retry, agent: mine?.agent ?? "", state: stateOf(call, over) });
   }
   return found;
 }
 
 /** A call in words. @param {Asked} one */
-export function callWords({ call, retry, agent }, most = 90) {
+export function callWords({ call, retry, agent, state }, most = 90) {
   const time = call.seconds === null || call.seconds === undefined ? "" : ` in ${decimal(call.seconds, 3)} s`;
-  return `${agent ? `${agent}: ` : ""}${call.name}(${short(call.arguments, most)}) ${stateOf(call)}${time}${call.content ? `: ${short(call.content, most)}` : ""}${retry ? ` · retry ${retry}` : ""}`;
+  return `${agent ? `${agent}: ` : ""}${call.name}(${short(call.arguments, most)}) ${state}${time}${call.content ? `: ${short(call.content, most)}` : ""}${retry ? ` · retry ${retry}` : ""}`;
 }
 
 const short = (text, most = 90) => { const flat = String(text).replace(/\s+/g, " "); return flat.length > most ? `${flat.slice(0, most)} …` : flat; };
@@ -215,7 +215,7 @@ function drawText(pen, at, ink, parts, axis, clip) {
 function drawCalls(pen, at, ink, calls, axis, clip, kind, focus) {
   const { y, height } = at.lanes.tools;
   for (const one of calls) {
-    const { call, retry } = one, state = stateOf(call), bad = state === "failed", waits = state === "waits for approval";
+    const { call, retry, state } = one, bad = state === "failed", waits = state === "waits for approval";
     const a = clip(kind === "time" ? axis.x(one.from) : axis.tokenX(one.start)), b = clip(kind === "time" ? axis.x(one.to) : axis.tokenX(one.stop));
     if (b <= at.left || a >= at.left + at.room) continue;
     const wide = Math.max(4, b - a);
@@ -352,11 +352,11 @@ function fill(view) {
   function content() {
     const { data } = store, { state, contexts = [[0, ""]] } = store.get("status") ?? {}, agents = [...new Set(contexts.map(([, name]) => name).filter(Boolean))];
     if (!data.n) return { why: state === "running" ? "The first token comes soon." : "No tokens in this run." };
-    const states = data.calls.map((call) => call && stateOf(call)), waiting = states.filter((one) => one === "waits for approval").length;
+    const over = !["running", "paused"].includes(state), states = data.calls.map((call) => call && stateOf(call, over)), waiting = states.filter((one) => one === "waits for approval").length;
     const stamp = `${data.n}|${states}|${data.moves.length}|${contexts}`;
     if (known?.data !== data || seen !== stamp) {
       const edges = times(data), parts = spans(data, contexts);
-      known = { data, edges, parts, calls: asked(data, edges, parts), moved: brought(data) };
+      known = { data, edges, parts, calls: asked(data, edges, parts, over), moved: brought(data) };
       seen = stamp;
     }
     const kind = model.get("axis") === "time" ? "time" : "tokens", head = store.get("playhead"), range = store.range(), { edges, parts, calls, moved } = known;

@@ -84,7 +84,8 @@ test("the table has every part and every call in order", () => {
 
 test("a call that waits for a person says so, until somebody decides", () => {
   const call = { name: "pay", arguments: "{}", index: 8, content: null, ok: null, seconds: null, approval: "waiting" };
-  assert.deepEqual([call, { ...call, approval: "allowed" }, { ...call, ok: true }, { ...call, approval: "refused", ok: false }].map(timeline.stateOf), ["waits for approval", "running", "answered", "failed"]);
+  assert.deepEqual([call, { ...call, approval: "allowed" }, { ...call, ok: true }, { ...call, approval: "refused", ok: false }].map((one) => timeline.stateOf(one)), ["waits for approval", "running", "answered", "failed"]);
+  assert.equal(timeline.stateOf(call, true), "unfinished"); // the run has ended without it
   const data = filled();
   data.calls = [call];
   assert.match(timeline.callWords(timeline.asked(data, timeline.times(data), timeline.spans(data))[0]), /^pay\({}\) waits for approval$/);

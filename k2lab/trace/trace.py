@@ -94,7 +94,7 @@ class CallRecord:
     content: str | None = None
     ok: bool | None = None
     seconds: float | None = None
-    approval: str = ""  # waiting, allowed, refused; empty: nobody was asked
+    approval: str = ""  # waiting, allowed, refused, undecided; empty: nobody was asked
     digest: str = ""  # of the call that waits: what a decision is bound to
     shown: str = ""  # its arguments in canonical form, as they would be run
     why: str = ""  # the reason to ask
@@ -195,6 +195,8 @@ class Trace:
                 self.answer = content
             case Stopped():
                 self.stopped = event
+                for call in [each for each in self.calls if each.approval == "waiting"]:
+                    self._change_call(call.key, approval="undecided")  # nobody can any more
 
     def __len__(self) -> int:
         return self._tokens.length

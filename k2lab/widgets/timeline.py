@@ -55,7 +55,8 @@ def table(trace: Trace) -> Iterator[tuple[str, ...]]:
     """One row per tool call: where it ended, what was asked, what came of it."""
     before: CallRecord | None = None
     for call in trace.calls:
-        state = {None: "running", True: "answered", False: "failed"}[call.ok]
+        open_ = "running" if trace.stopped is None else "unfinished"
+        state = {None: open_, True: "answered", False: "failed"}[call.ok]
         if call.approval:
             state = (
                 "waits for approval" if call.approval == "waiting" else f"{call.approval}, {state}"

@@ -20,7 +20,7 @@ def test_table_tells_state_and_retries_and_cuts_long_texts(finished):
         replace(first, key="c", ok=None, content=None),
     ]
     states = [(row[1], row[3]) for row in table(trace)]
-    assert states == [("f", "answered"), ("f", "failed"), ("f", "running (retry)")]
+    assert states == [("f", "answered"), ("f", "failed"), ("f", "unfinished (retry)")]
     assert all(len(cell) < 70 for row in table(trace) for cell in row)
 
 
@@ -42,6 +42,7 @@ def test_a_run_without_tokens_has_no_picture(run):
 
 def test_a_call_that_waits_says_so_and_one_that_was_decided_says_how(finished):
     trace = finished().trace
+    trace.stopped = None  # as if it went on
     waiting = replace(trace.calls[0], ok=None, content=None, approval="waiting")
     trace.calls += [waiting, replace(waiting, approval="allowed"), replace(waiting, ok=False)]
     trace.calls[-1] = replace(trace.calls[-1], approval="refused")
