@@ -3,18 +3,22 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from k2lab.agent.budget import Budget
 from k2lab.agent.joined import joined
+from k2lab.agent.tools import tool
 from k2lab.agent.workflow import Agent, finish, heavy, together
 from k2lab.engine.events import Stopped, TokenChosen
 from k2lab.engine.sampling import Sampler, sampled
 from k2lab.evals.puppet import calls
 from k2lab.lab import Lab
+from k2lab.model.k2 import K2
 from k2lab.text.template import Segment
 from k2lab.trace.trace import Trace
 from k2lab.watched import Watched
@@ -155,3 +159,24 @@ def test_stop_ends_the_runs_of_a_workflow(lab: Lab) -> None:
     watched.wait(PATIENCE)
     assert watched.state == "stopped" and watched.outcome is None
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith("k2lab-heavy")])
+
+
+def test_compaction_of_one_agent_is_a_context_of_its_lane(small_checkpoint: Path) -> None:
+    opened = Lab.open(small_checkpoint)
+    config = replace(opened.config, max_position_embeddings=4096)
+    lab = Lab("long", K2(config, opened.model.store), opened.tokenizer, tuple)
+
+    @tool(effect="reads")
+    def look() -> str:
+        """A page."""
+        return "word " * 100
+
+    turns = [calls(("look", str(n), "{}")) + END for n in range(4)]
+    options = {"sampler": Script(lab, *turns, f"Read.{END}"), "budget": Budget(context=1800)}
+    agents = [Agent("reader", lab, [look], options)]
+    agents.append(Agent("writer", lab, [], {"sampler": Script(lab, f"Written.{END}")}))
+    run = ended(lab.watch(together(agents, "Go.", turns=2, done=lambda text: text == "Written.")))
+    assert run.outcome is not None and run.outcome.passed
+    *before, last = [each.agent for each in run.trace.contexts]
+    assert (set(before), last) == ({"reader"}, "writer") and len(before) > 1
+    assert len(run.trace.calls) == 4 and run.trace.routed == len(run.trace)

@@ -20,6 +20,7 @@ from k2lab.text.messages import Call, Message, Role
 from k2lab.text.template import render
 
 FULL = 0.85  # of the room: from there on it is compacted, where Moonshot's own harness does
+AGAIN = 0.02  # of the room, that more must have come before it is tried again in vain
 AIM = 0.5  # of the room: so far it is shortened if that can be, so that this lasts for a while
 
 
@@ -32,6 +33,7 @@ class Context:
         most = mind.model.config.max_position_embeddings
         self.room = most if limit is None else min(most, limit)
         self._parts: list[Prompt] = []
+        self._in_vain = 0  # tokens that could not be made fewer
 
     @property
     def length(self) -> int:
@@ -59,7 +61,8 @@ class Context:
         What is hidden goes into the memory, and its citation stands in its place.
         """
         whole = self.length + len(prompt.ids)
-        if whole < FULL * self.room:
+        full = max(FULL * self.room, self._in_vain)
+        if whole < min(full, self.room):
             return None
         frames, tail = self._frames(prompt)
         written = {id(message): tokens for message, tokens in frames}  # as it stands there
@@ -89,6 +92,7 @@ class Context:
             except InputError:
                 continue
             return Prompt.joined([*map(tokens_of, kept), tail])
+        self._in_vain = int(whole + AGAIN * self.room)
         return None
 
     def _frames(self, prompt: Prompt) -> tuple[list[tuple[Message, Prompt]], Prompt]:

@@ -66,18 +66,24 @@ class Guided:
     def __init__(self, grammar: Grammar, sampler: Sampler = greedy) -> None:
         self.grammar, self.sampler = grammar, sampler
         self._matcher: LLMatcher | None = None  # inside a call
+        self._ids: list[int] = []  # of that call
 
     def __call__(self, logits: Tensor) -> int:
         """The chosen id."""
         if self._matcher is None:
             chosen = self.sampler(logits)
             if chosen == self.grammar.begin:
-                self._matcher = self.grammar.matcher()
+                self._matcher, self._ids = self.grammar.matcher(), []
             return chosen
         chosen = self.sampler(logits.masked_fill(~self._allowed(logits), -torch.inf))
+        self._read(chosen)
+        return chosen
+
+    def _read(self, chosen: int) -> None:
+        assert self._matcher is not None
+        self._ids.append(chosen)
         if chosen == self.grammar.end or not self._matcher.consume_token(chosen):
             self._matcher = None
-        return chosen
 
     def anew(self) -> "Guided":
         """The same guide outside of any call, with its sampler at its seed."""
@@ -85,12 +91,19 @@ class Guided:
 
     @property
     def state(self) -> str:
-        """Where its sampler stands, outside of any call."""
-        return state_of(self.sampler)
+        """Where its sampler stands, and what was written of a call it is in."""
+        ids = None if self._matcher is None else self._ids
+        return json.dumps([ids, state_of(self.sampler)])
 
     def at(self, state: str) -> "Guided":
-        """The same guide outside of any call, with its sampler where it stood."""
-        return Guided(self.grammar, at(self.sampler, state))
+        """The same guide where it stood, and its sampler too."""
+        ids, inner = json.loads(state)
+        made = Guided(self.grammar, at(self.sampler, inner))
+        if ids is not None:
+            made._matcher = self.grammar.matcher()
+            for each in ids:
+                made._read(each)
+        return made
 
     def _allowed(self, logits: Tensor) -> Tensor:
         """Which tokens may come [vocab]."""

@@ -149,3 +149,16 @@ def test_a_guide_goes_on_with_the_draws_of_its_sampler(grammar: Grammar) -> None
         guide(logits)
     again = guide.at(guide.state)
     assert [again(logits) for _ in range(20)] == [guide(logits) for _ in range(20)]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7, 15])
+def test_a_guide_goes_on_inside_a_call(cut: int, grammar: Grammar) -> None:
+    guide, noise = Guided(grammar, sampled(temperature=1.0, seed=cut)), torch.Generator()
+    begin = torch.zeros(WIDTH)
+    begin[grammar.begin] = 1e4
+    guide(begin)
+    logits = [3 * torch.randn(WIDTH, generator=noise.manual_seed(n)) for n in range(60)]
+    for each in logits[:cut]:
+        guide(each)
+    again = guide.at(guide.state)
+    assert [again(each) for each in logits[cut:]] == [guide(each) for each in logits[cut:]]
