@@ -24,16 +24,16 @@ from k2lab.trace.synthetic import synthetic
 from k2lab.trace.trace import Trace
 from k2lab.widgets import wire
 from k2lab.widgets.base import joined_script, joined_style
-from k2lab.widgets.page import SELECTION
-from k2lab.widgets.source import Recorded, status_of
+from k2lab.widgets.page import store_traits
+from k2lab.widgets.tree import PageRun
 
 FRAME_TOKENS = 2048
 PATIENCE = 120_000  # ms
 SECONDS = 3.0  # of each movement
 
 START = """
-const traits = await (await fetch("traits")).json(), count = traits.frames;
-const { model } = mount(document.getElementById("k2-run"), traits, []);
+const page = await (await fetch("page")).json(), count = page.frames;
+const { model } = mount(document.getElementById("k2-run"), page);
 for (let k = 0; k < count; k++) {
   const data = await (await fetch(`frame/${k}`)).arrayBuffer(), view = new DataView(data);
   const size = view.getUint32(0, true), head = new Uint8Array(data, 4, size);
@@ -177,12 +177,8 @@ def _served(trace: Trace) -> Iterator[tuple[str, list[int]]]:
     """The address of a page with the trace, and the sizes of what it was sent."""
     sent: list[int] = []
     starts = range(0, len(trace), FRAME_TOKENS)
-    status = status_of(Recorded(trace), trace.facts, asks=False) | {"can": []}
-    traits = {
-        "store": SELECTION | {"about": wire.about(trace.about), "status": status, "code": ""},
-        "view": {"tab": "experts"},
-        "frames": len(starts),
-    }
+    run = {"traits": store_traits(PageRun(trace=trace)), "begins": None, "messages": []}
+    page = {"shown": "run", "view": {"tab": "experts"}, "runs": [run], "frames": len(starts)}
     html = (
         "<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'>"
         f"<style>{joined_style('page')}</style>"
@@ -192,8 +188,8 @@ def _served(trace: Trace) -> Iterator[tuple[str, list[int]]]:
     def reply(path: str) -> tuple[str, bytes]:
         if path == "/":
             return "text/html; charset=utf-8", html.encode()
-        if path == "/traits":
-            return "application/json", json.dumps(traits).encode()
+        if path == "/page":
+            return "application/json", json.dumps(page).encode()
         start = starts[int(path.rpartition("/")[2])]
         return "application/octet-stream", _packed(trace, start, calls=start == 0)
 

@@ -56,7 +56,7 @@ def page(
             packed.append((header, [f"k2-bytes-{len(blocks) + k}" for k in range(len(buffers))]))
             blocks += [base64.b64encode(buffer).decode("ascii") for buffer in buffers]
         begins = asdict(common) | {"run": each.parent} if common.tokens else None
-        traits = _traits(each)
+        traits = store_traits(each)
         if each.name == run.name and beside:
             traits["runs"] = [one.entry() for one in _parents_first(runs)]
         listed.append({"traits": traits, "begins": begins, "messages": packed})
@@ -155,7 +155,7 @@ def _parents_first(runs: Mapping[str, PageRun]) -> list[PageRun]:
     return [each for root in roots for each in below(root)]
 
 
-def _traits(run: PageRun) -> dict[str, Any]:
+def store_traits(run: PageRun) -> dict[str, Any]:
     """What the store of the run has before anybody selects anything."""
     facts = run.facts or run.trace.facts
     status = status_of(Recorded(run.trace), facts, asks=False) | {"can": []}

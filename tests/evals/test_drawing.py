@@ -15,11 +15,11 @@ from k2lab.trace.synthetic import synthetic
 def test_frames_travel_as_they_are_packed():
     trace = synthetic(40)
     with _served(trace) as (address, sent):
-        traits = json.loads(urllib.request.urlopen(f"{address}traits").read())
+        page = json.loads(urllib.request.urlopen(f"{address}page").read())
         data = urllib.request.urlopen(f"{address}frame/0").read()
     size = int.from_bytes(data[:4], "little")
     head = json.loads(data[4 : 4 + size])
-    assert traits["frames"] == 1 and len(head["header"]["texts"]) == 40
+    assert page["frames"] == 1 and len(head["header"]["texts"]) == 40
     assert 4 + size + sum(head["lengths"]) == len(data) == sent[1]
 
 
