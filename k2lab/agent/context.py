@@ -30,6 +30,7 @@ class Context:
     def __init__(self, mind: Mind, cache: LatentCache, limit: int | None = None) -> None:
         """`limit` are tokens, where they are to be fewer than the model's context."""
         self.mind, self.cache, self.first = mind, cache, 0
+        self.number = 0  # of contexts before this one
         most = mind.model.config.max_position_embeddings
         self.room = most if limit is None else min(most, limit)
         self._parts: list[Prompt] = []
@@ -51,7 +52,7 @@ class Context:
 
     def renew(self) -> None:
         """Forget everything; what is read next begins a context of its own."""
-        self.first = self.next
+        self.first, self.number = self.next, self.number + 1
         self.cache.truncate(0)
         self._parts = []
 

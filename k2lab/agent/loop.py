@@ -165,12 +165,13 @@ class _Loop:
             self.meter.check()
             self.context.add(prompt)
             written = yield from self.pen.write(prompt, self._settings(begun))
-            turn, first = written.turn, self.context.first
+            turn = written.turn
             self.context.add(written.prompt.after(len(begun)))
             begun = ()
             self.terms.witness.note(
-                "turn", step=step, given=prompt, chosen=written.ids, first=first,
-                seconds=self.meter.clock(), draws=state_of(self.settings.sampler),
+                "turn", step=step, given=prompt, chosen=written.ids,
+                context=self.context.number, seconds=self.meter.clock(),
+                draws=state_of(self.settings.sampler),
             )  # fmt: skip
             for error in turn.errors:
                 yield Misread(error.kind, error.text)

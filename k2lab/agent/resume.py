@@ -51,13 +51,13 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
     prompt, earlier = _tokens(opened.facts["given"], journal, mind), list[Prompt]()
     turns = _turns(records)
     turn: tuple[int, ...] = ()
-    first, told, tokens, step = 0, 0, 0, max(turns, default=0)
+    first, tokens, step = 0, 0, max(turns, default=0)
     begins, events = list[int](), list[ToolAsked | ToolAnswered]()
     for number, facts in turns.items():
-        if facts.get("first", 0) != told:  # compacted before this turn
+        if facts.get("context", 0) > len(earlier):  # compacted before this turn
             earlier.append(prompt)
-            first += len(prompt.ids)  # not as told: hidden texts may have come in other tokens
-            prompt, told = NOTHING, facts["first"]
+            first += len(prompt.ids)
+            prompt = NOTHING
         if facts["given"] is not None:
             prompt += _tokens(facts["given"], journal, mind)
         chosen = _tokens(facts["chosen"], journal, mind)
