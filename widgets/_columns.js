@@ -83,7 +83,7 @@ export class TraceData {
 
   takeRouting(start, arrays) {
     const width = this.rows * this.slots, skip = this.m - start;
-    const fresh = (width ? arrays.experts.length / width : 0) - skip;
+    const fresh = (width && arrays.experts ? arrays.experts.length / width : 0) - skip;
     if (fresh <= 0) return;
     this.put("experts", this.m * width, arrays.experts.subarray(skip * width));
     this.put("weights", this.m * width, arrays.weights.subarray(skip * width));

@@ -30,5 +30,10 @@ export function frame(start, count, kind = 3) {
   const types = { top_p: "float16", margin: "float16" };
   const layout = Object.entries(arrays).map(([name, array]) => `${name}:${types[name] ?? array.constructor.name.replace("Array", "").toLowerCase()}:${array.length}`).join(" ");
   const header = { type: "frame", epoch: 1, about: ABOUT, start, routed: start, arrays: layout, texts: tokens.map((t) => `t${t}`), tops: tokens.flatMap((t) => [`t${t}`, "?"]), calls: [] };
-  return [header, Object.values(arrays).map((array) => array.buffer)];
+  return [header, joined(arrays)];
+}
+
+/** Arrays behind each other, as they travel. */
+export function joined(arrays) {
+  return [Uint8Array.from(Object.values(arrays).flatMap((array) => [...new Uint8Array(array.buffer, array.byteOffset, array.byteLength)])).buffer];
 }

@@ -47,10 +47,12 @@ test("half precision decodes numbers, small numbers, infinities", () => {
 });
 
 test("unpack copies from views at odd offsets, and refuses damaged frames", () => {
-  const bytes = new Uint8Array([9, 1, 0, 2, 0]);
-  const { ids } = kit.unpack("ids:uint16:2", [new DataView(bytes.buffer, 1, 4)]);
-  assert.deepEqual([...ids], [1, 2]);
-  assert.throws(() => kit.unpack("ids:uint16:3", [new DataView(bytes.buffer, 1, 4)]), /Damaged/);
+  const bytes = new Uint8Array([9, 7, 1, 0, 2, 0]), view = new DataView(bytes.buffer, 1, 5);
+  const { kinds, ids } = kit.unpack("kinds:uint8:1 ids:uint16:2 none:uint32:0", [view]);
+  assert.deepEqual([[...kinds], [...ids]], [[7], [1, 2]]);
+  for (const layout of ["kinds:uint8:1 ids:uint16:3", "ids:uint16:2", "kinds:uint8:1"]) assert.throws(() => kit.unpack(layout, [view]), /Damaged/, layout);
+  assert.throws(() => kit.unpack("ids:uint16:2", []), /Damaged/);
+  assert.deepEqual(kit.unpack("", []), {});
   assert.throws(() => kit.unpack("ids:object:1", [bytes.buffer]), /Damaged/);
 });
 

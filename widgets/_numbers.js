@@ -53,19 +53,20 @@ export function half(bits) {
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array, float16: Uint16Array };
 
 /**
- * Typed arrays by name from "name:type:AxBxC …" and as many buffers. float16 stays raw (see half).
+ * Typed arrays by name from "name:type:AxBxC …" and one buffer with all of them. float16 stays raw (see half).
  * @param {string} layout @param {(DataView|ArrayBuffer)[]} buffers @returns {Record<string, any>}
  */
-export function unpack(layout, buffers) {
+export function unpack(layout, [whole = new ArrayBuffer(0)]) {
   /** @type {Record<string, any>} */
-  const arrays = {};
-  layout.split(" ").filter(Boolean).forEach((entry, place) => {
-    const [name, type, shape] = entry.split(":");
-    const buffer = buffers[place], size = shape.split("x").reduce((product, side) => product * Number(side), 1);
-    if (!(type in TYPES) || !buffer || buffer.byteLength !== size * TYPES[type].BYTES_PER_ELEMENT) throw new Error(`Damaged frame: ${entry}`);
-    const start = ArrayBuffer.isView(buffer) ? buffer.byteOffset : 0;
-    const bytes = ArrayBuffer.isView(buffer) ? buffer.buffer : buffer;
-    arrays[name] = new TYPES[type](bytes.slice(start, start + buffer.byteLength)); // a copy is aligned
-  });
+  const arrays = {}, end = whole.byteLength;
+  const [bytes, first] = ArrayBuffer.isView(whole) ? [whole.buffer, whole.byteOffset] : [whole, 0];
+  let at = 0;
+  for (const entry of layout.split(" ").filter(Boolean)) {
+    const [name, type, shape] = entry.split(":"), size = shape.split("x").reduce((product, side) => product * Number(side), TYPES[type]?.BYTES_PER_ELEMENT);
+    if (!(at + size <= end)) throw new Error(`Damaged frame: ${entry}`);
+    arrays[name] = new TYPES[type](bytes.slice(first + at, first + at + size)); // a copy is aligned
+    at += size;
+  }
+  if (at !== end) throw new Error(`Damaged frame: ${end - at} bytes too many`);
   return arrays;
 }

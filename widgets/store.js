@@ -202,7 +202,7 @@ export class Store {
 
   takeFrame(frame, buffers) {
     if (frame.epoch < this.epoch) return;
-    if (frame.epoch > this.epoch) this.begin(frame.epoch, frame.about); // another run
+    if (frame.epoch > this.epoch) this.begin(frame.epoch, frame.about ?? this.get("about")); // another run
     let whole = false;
     try { whole = this.data.accept(frame, buffers ?? []); } catch (error) { this.notice = String(error); }
     if (!whole) this.resync();

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { ABOUT, fakeModel, frame } from "./_fake.test.mjs";
+import { ABOUT, fakeModel, frame, joined } from "./_fake.test.mjs";
 import { TraceData } from "./_columns.js";
 import widget, { Store } from "./store.js";
 
@@ -142,7 +142,7 @@ test("what was brought is kept once, however frames overlap, and a gap in it is 
   const types = { move_start: "uint32", move_tokens: "uint32", move_stall: "float32", move_hits: "uint32", move_misses: "uint32", move_bytes: "float32" };
   const send = (moved, start) => {
     const arrays = moves(start), layout = Object.entries(arrays).map(([name, values]) => `${name}:${types[name]}:${values.length}`).join(" ");
-    return data.accept({ ...header, moved, links: ["disk→host"], arrays: `${header.arrays} ${layout}` }, [...buffers, ...Object.values(arrays).map((values) => values.buffer)]);
+    return data.accept({ ...header, moved, links: ["disk→host"], arrays: `${header.arrays} ${layout}` }, joined({ known: new Uint8Array(buffers[0]), ...arrays }));
   };
   assert.equal(send(1, 0), false);
   assert.ok(send(0, 0) && send(0, 0) && send(1, 1));

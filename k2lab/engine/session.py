@@ -38,6 +38,19 @@ class Control:
         self._unit: Unit | None = None  # what one step lets through; None: no stepping
         self._gap = 0.0  # seconds from one token to the next, at least
         self._last = 0.0  # when the last token was let through
+        begins: dict[str, bool] = {}  # whether a site is where a layer begins
+        look = begins.get
+
+        def tap(site: str, value: Value) -> Value:
+            """The check at each layer: a hundred calls a token, so asked and not worked out."""
+            inside = look(site)
+            if inside is None:
+                inside = begins[site] = site.endswith(".input")
+            if inside:
+                self.check("layer")
+            return value
+
+        self.tap = tap
 
     def stop(self) -> None:
         """Leave at the next layer or token, also out of a pause; nothing takes it back."""
@@ -72,12 +85,6 @@ class Control:
     def paused(self) -> bool:
         """Whether the worker waits, or will at the next check."""
         return self._held
-
-    def tap(self, site: str, value: Value) -> Value:
-        """The check at each layer."""
-        if site.endswith(".input"):
-            self.check("layer")
-        return value
 
     def check(self, unit: Unit) -> None:
         """Wait while paused; raise Halted once stopped; spend a step of this unit."""

@@ -177,8 +177,9 @@ def _served(trace: Trace) -> Iterator[tuple[str, list[int]]]:
     """The address of a page with the trace, and the sizes of what it was sent."""
     sent: list[int] = []
     starts = range(0, len(trace), FRAME_TOKENS)
-    run = {"traits": store_traits(PageRun(trace=trace)), "begins": None, "messages": []}
-    page = {"shown": "run", "view": {"tab": "experts"}, "runs": [run], "frames": len(starts)}
+    traits = store_traits(PageRun(trace=trace))
+    runs = [{"traits": traits, "begins": None, "messages": list[Any]()}]
+    page = {"shown": "run", "view": {"tab": "experts"}, "runs": runs, "frames": len(starts)}
     html = (
         "<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'>"
         f"<style>{joined_style('page')}</style>"

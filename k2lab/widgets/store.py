@@ -1,12 +1,14 @@
 """Store: the hidden widget that holds a run's data and the shared selection.
 
 Views carry only its id. A daemon thread sends what the run's growing trace has beyond what was
-sent, at most 12 frames and 2 status updates a second; the front end asks for `resync` when it
-misses something. The thread prints nothing: what fails goes to the `status` trait. Not here: the
-engine. Handlers run on any thread (JupyterLab uses a subshell), so they validate, then set events.
+sent, at most 12 frames and a status update a second, fewer where they cost much; the front end asks
+for `resync` when it misses something. The thread prints nothing: what fails goes to the `status`
+trait. Not here: the engine. Handlers run on any thread (JupyterLab uses a subshell), so they
+validate, then set events.
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
@@ -29,7 +31,9 @@ from k2lab.widgets.source import speed as speed
 from k2lab.widgets.tree import tree_of
 
 FRAME_SECONDS = 1 / 12
-STATUS_EVERY = 6  # frames
+SLOWEST_SECONDS = 1 / 4  # from one frame to the next, on a machine on which a frame costs much
+SHARE = 0.005  # of a core that frames may cost; what the thread takes, the engine waits for
+STATUS_SECONDS = 1.0
 FRAME_BYTES = 2_000_000  # a resync of a long run comes in frames of about this size
 LONGEST_QUESTION = 20_000  # characters
 
@@ -158,14 +162,16 @@ class Store(K2Widget):
                 self._thread.start()
 
     def _feed(self) -> None:
-        me, beat, pause = threading.current_thread(), 0, threading.Event()
+        me, told, pause = threading.current_thread(), 0.0, threading.Event()
         while self._thread is me:
+            began, now = time.thread_time(), time.monotonic()
             try:
                 done = self.source.done  # before looking: what comes after it is not missed
                 more = self._send_frame()
                 changed = self.source.state != self.status.get("state")
-                if changed or beat % STATUS_EVERY == 0 or (done and not more):
+                if changed or now - told >= STATUS_SECONDS or (done and not more):
                     self._send_status()
+                    told = now
                 with self._lock:
                     if done and not more and not self._pending():
                         self._thread = None
@@ -174,8 +180,8 @@ class Store(K2Widget):
                 self.status = {**self.status, "error": f"The view has stopped: {error!r}."}
                 self._thread = None
                 return
-            beat += 1
-            pause.wait(FRAME_SECONDS)
+            cost = (time.thread_time() - began) / SHARE
+            pause.wait(min(max(FRAME_SECONDS, cost), SLOWEST_SECONDS))
 
     def _pending(self) -> bool:
         trace, cursor = self.source.trace, self._cursor
@@ -204,7 +210,9 @@ class Store(K2Widget):
                 slice(cursor.routed, routed),
                 slice(cursor.moved, moved),
             )
-            header |= {"epoch": self.epoch, "about": self.about, "calls": calls}
+            header |= {"epoch": self.epoch, "calls": calls}
+            if cursor.token == 0:
+                header["about"] = self.about
             cursor.token, cursor.routed, cursor.moved = token, routed, moved
             self.send(header, buffers)
             return self._pending()

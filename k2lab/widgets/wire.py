@@ -1,72 +1,78 @@
 """Arrays to buffers: the only serialiser between Python and the front end.
 
-A frame is a small JSON header and one binary buffer per array. Numbers never travel as JSON lists
-(300 updates of a growing list took 9.9 s where 1000 binary frames took 0.3 s); texts do, as lists
-of strings. The other half is `unpack` in widgets/_kit.js.
+A frame is a small JSON header and one binary buffer. Numbers never travel as JSON lists (300
+updates of a growing list took 9.9 s where 1000 binary frames took 0.3 s); texts do, as lists of
+strings. The other half is `unpack` in widgets/_numbers.js.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from k2lab.engine.events import ExpertsMoved
 from k2lab.trace.trace import About, CallRecord, Trace
 
 LONGEST_TEXT = 20_000
 """Characters of a tool's arguments or result that are shown; more would only slow the page."""
 
 
+TYPES = {np.dtype(name): name for name in ("uint8", "uint16", "uint32", "float16", "float32")}
+"""Names of the types; numpy makes up a `dtype.name` each time, which was most of a frame's cost."""
+
+
 def pack(arrays: Mapping[str, NDArray[Any]]) -> tuple[str, list[bytes]]:
-    """The layout "name:type:AxB …" and one little-endian buffer per array."""
+    """The layout "name:type:AxB …", and all arrays behind each other, little-endian, as one buffer.
+
+    Each buffer is a part of a message of its own, which every hop on the way handles by itself: 17
+    of them cost more than what is in them.
+    """
     layout = " ".join(
-        f"{name}:{array.dtype.name}:{'x'.join(map(str, array.shape))}"
+        f"{name}:{TYPES[array.dtype]}:{'x'.join(map(str, array.shape))}"
         for name, array in arrays.items()
     )
-    return layout, [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    return layout, [b"".join([array.tobytes() for array in arrays.values()])] if arrays else []
 
 
-def unpack(layout: str, buffers: list[bytes]) -> dict[str, NDArray[Any]]:
+def unpack(layout: str, buffers: Sequence[bytes]) -> dict[str, NDArray[Any]]:
     """The arrays that `pack` packed."""
     arrays: dict[str, NDArray[Any]] = {}
-    for entry, buffer in zip(layout.split(), buffers, strict=True):
-        name, dtype, shape = entry.split(":")
-        arrays[name] = np.frombuffer(buffer, dtype).reshape([int(n) for n in shape.split("x")])
+    at = 0
+    for entry in layout.split():
+        name, dtype, sides = entry.split(":")
+        shape = [int(side) for side in sides.split("x")]
+        array = np.frombuffer(buffers[0], dtype, count=math.prod(shape), offset=at)
+        arrays[name], at = array.reshape(shape), at + array.nbytes
+    assert at == sum(map(len, buffers)), "the layout does not say what the buffer has"
     return arrays
 
 
 def frame(
     trace: Trace, tokens: slice, routed: slice, moved: slice = slice(0)
 ) -> tuple[dict[str, Any], list[bytes]]:
-    """Header and buffers with the given tokens, their routing, and what was brought for them."""
-    moves = trace.moved[moved]
-    links = sorted({link for each in moves for link in each.bytes_moved})
+    """Header and buffer with the given tokens, their routing, and what was brought for them."""
     tops = trace.top[tokens]
     flat = [entry for top in tops for entry in top]
-    layout, buffers = pack(
-        {
-            "ids": trace.ids[tokens].astype(np.uint32),
-            "kinds": trace.kinds[tokens],
-            "entropy": trace.entropy[tokens],
-            "logprob": trace.logprob[tokens],
-            "seconds": trace.seconds[tokens],
-            "top_count": np.array([len(top) for top in tops], np.uint8),
-            "top_ids": np.array([id_ for id_, _, _ in flat], np.uint32),
-            "top_p": np.array([p for _, _, p in flat], np.float16),
-            "experts": trace.experts[routed],
-            "weights": trace.weights[routed],
-            "margin": trace.margin[routed],
-            "move_start": np.array([each.start for each in moves], np.uint32),
-            "move_tokens": np.array([each.tokens for each in moves], np.uint32),
-            "move_stall": np.array([each.stall.sum() for each in moves], np.float32),
-            "move_hits": np.array([each.hits.sum() for each in moves], np.uint32),
-            "move_misses": np.array([each.misses.sum() for each in moves], np.uint32),
-            "move_bytes": np.array(  # [move, link]; float32, as K2 moves more than 4 GiB a token
-                [[each.bytes_moved.get(link, 0) for link in links] for each in moves], np.float32
-            ).reshape(len(moves), len(links)),
-        }
-    )
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": trace.ids[tokens].view(np.uint32),
+        "kinds": trace.kinds[tokens],
+        "entropy": trace.entropy[tokens],
+        "logprob": trace.logprob[tokens],
+        "seconds": trace.seconds[tokens],
+        "top_count": np.array([len(top) for top in tops], np.uint8),
+        "top_ids": np.array([id_ for id_, _, _ in flat], np.uint32),
+        "top_p": np.array([p for _, _, p in flat], np.float16),
+    }
+    if routed.start != routed.stop:
+        arrays["experts"] = trace.experts[routed]
+        arrays["weights"] = trace.weights[routed]
+        arrays["margin"] = trace.margin[routed]
+    moves = trace.moved[moved]
+    links = sorted({link for each in moves for link in each.bytes_moved})
+    layout, buffers = pack(arrays | _moves(moves, links) if moves else arrays)
     header = {
         "type": "frame",
         "start": tokens.start,
@@ -78,6 +84,19 @@ def frame(
         "tops": [text for _, text, _ in flat],
     }
     return header, buffers
+
+
+def _moves(moves: Sequence[ExpertsMoved], links: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """What was brought, by forward; bytes [move, link] as float32: K2 moves over 4 GiB a token."""
+    brought = [[each.bytes_moved.get(link, 0) for link in links] for each in moves]
+    return {
+        "move_start": np.array([each.start for each in moves], np.uint32),
+        "move_tokens": np.array([each.tokens for each in moves], np.uint32),
+        "move_stall": np.array([each.stall.sum() for each in moves], np.float32),
+        "move_hits": np.array([each.hits.sum() for each in moves], np.uint32),
+        "move_misses": np.array([each.misses.sum() for each in moves], np.uint32),
+        "move_bytes": np.array(brought, np.float32).reshape(len(moves), len(links)),
+    }
 
 
 def call(place: int, record: CallRecord) -> dict[str, Any]:

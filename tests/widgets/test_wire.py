@@ -24,7 +24,8 @@ def small_trace() -> Trace:
 def test_pack_and_unpack_are_inverse():
     arrays = {"a": np.arange(6, dtype=np.uint16).reshape(2, 3), "b": np.array([0.5], np.float16)}
     layout, buffers = wire.pack(arrays)
-    assert layout == "a:uint16:2x3 b:float16:1"
+    assert layout == "a:uint16:2x3 b:float16:1" and [len(each) for each in buffers] == [14]
+    assert wire.pack({}) == ("", []) and wire.unpack("", []) == {}
     back = wire.unpack(layout, buffers)
     assert all((back[name] == arrays[name]).all() for name in arrays)
 
