@@ -20,8 +20,9 @@ from k2lab.text.messages import Call, Message, Role
 from k2lab.text.template import render
 
 FULL = 0.85  # of the room: from there on it is compacted, where Moonshot's own harness does
+AIMS = (0.5, 0.6, 0.7)  # of the room: so far it is shortened, as all that is left is read again
+LAST = (0.8, 0.9)  # the same where the run would end otherwise
 AGAIN = 0.02  # of the room, that more must have come before it is tried again in vain
-AIM = 0.5  # of the room: so far it is shortened if that can be, so that this lasts for a while
 
 
 class Context:
@@ -62,8 +63,8 @@ class Context:
         What is hidden goes into the memory, and its citation stands in its place.
         """
         whole = self.length + len(prompt.ids)
-        full = max(FULL * self.room, self._in_vain)
-        if whole < min(full, self.room):
+        fits_still = whole < self.room
+        if fits_still and whole < max(FULL * self.room, self._in_vain):
             return None
         frames, tail = self._frames(prompt)
         written = {id(message): tokens for message, tokens in frames}  # as it stands there
@@ -77,7 +78,7 @@ class Context:
                 anew[message] = Prompt.of(segments, self.mind.tokenizer)
             return anew[message]
 
-        for share in (AIM, FULL):
+        for share in AIMS if fits_still else AIMS + LAST:
             most = share * self.room - len(tail.ids)
 
             def fits(messages: Sequence[Message], most: float = most) -> bool:

@@ -10,8 +10,10 @@ own harness does; thinking of the open tool loop, calls and pinned facts stay.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -26,8 +28,9 @@ from k2lab.text.messages import Message
 HITS = 3  # passages that one recall gives
 LONGEST_FACT = 500  # characters of one fact in the scratch buffer
 HIDDEN = "[hidden to save room: {n} characters; the call may be made again]"
-KEPT = "[hidden to save room: {n} characters, kept as [{citation}]; recall finds them]"
-HIDES = ("[hidden to save room: ", 200)  # how such a text begins, and more than its length
+KEPT = "[hidden to save room; recall {citation}]"
+HIDES = ("[hidden to save room", 200)  # how such a text begins, and more than its length
+CITATION = re.compile(r"[^:]+:\d+-\d+")
 SCRATCH = "Facts from earlier results:\n"
 
 
@@ -101,7 +104,7 @@ class Memory:
 
     def keep(self, text: str) -> str:
         """Take a result into the long-term tier, named after its content; its citation."""
-        source = f"result {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        source = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         self.library.add(source, text)
         return f"{source}:0-{len(text)}"
 
@@ -109,8 +112,11 @@ class Memory:
         """`recall` and `remember`."""
 
         @tool(effect="reads")
-        def recall(query: Annotated[str, "words to look for"]) -> str:
+        def recall(query: Annotated[str, "words to look for, or a citation"]) -> str:
             """Look something up in memory; each passage comes with its citation in brackets."""
+            if (citation := CITATION.fullmatch(query.strip("[] "))) is not None:
+                with suppress(InputError):
+                    return f"[{citation[0]}] {self.library.cited(citation[0])}"
             hits = self.library.search(query, HITS)
             return "\n".join(f"[{each.citation}] {each.text}" for each in hits) or "nothing found"
 
@@ -185,7 +191,7 @@ def _hidden(message: Message, keep: Callable[[str], str] | None) -> Message:
     if len(text) >= len(content):
         return message
     if keep is not None and content.strip():
-        text = KEPT.format(n=len(content), citation=keep(content))
+        text = KEPT.format(citation=keep(content))
     return replace(message, content=text) if len(text) < len(content) else message
 
 

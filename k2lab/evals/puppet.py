@@ -60,6 +60,8 @@ class Puppet:
         """Nothing, of the right shape; the ids are remembered after what the cache holds."""
         given = ids[0].tolist()
         self._ids[step.length :] = given
+        if not step.length:  # another conversation, or this one read anew
+            self._plans = {}
         self._before(self)
         self.forwards += 1
         step.advance(len(given))

@@ -1,5 +1,7 @@
 """Compaction inside a run: what stays, what is hidden, and that the run goes on exactly."""
 
+import json
+import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,15 +16,22 @@ import k2lab
 from k2lab.agent.budget import Budget
 from k2lab.agent.calling import cancellation
 from k2lab.agent.journal import Journal, read, verify
+from k2lab.agent.loop import Mind, converse
 from k2lab.agent.memory import Memory
+from k2lab.agent.terms import Terms
 from k2lab.agent.tools import Tool, tool
-from k2lab.engine.events import PromptRead
+from k2lab.engine.capture import LEVELS
+from k2lab.engine.events import PromptRead, Stopped, ToolAnswered
+from k2lab.engine.generate import Settings
 from k2lab.engine.sampling import Sampler
-from k2lab.evals.puppet import calls
+from k2lab.evals.puppet import Puppet, calls
 from k2lab.lab import Lab
 from k2lab.model.k2 import K2
+from k2lab.paths import asset
 from k2lab.run import LabRun
+from k2lab.spec.config import K2Config
 from k2lab.text.template import Segment
+from k2lab.text.tokenizer import Tokenizer
 from k2lab.trace.captured import CapturedValues
 from k2lab.trace.trace import Trace
 from k2lab.widgets.details import CapturedDetails
@@ -146,7 +155,7 @@ def test_what_is_hidden_goes_into_the_memory_with_an_exact_citation(
     memory.scratch.note("the lamp costs 14", "functions.look:0")
     run = asked(lab, memory=memory)
     text = context(run, 1)
-    citation = text.partition("kept as [")[2].partition("]")[0]
+    citation = text.partition("recall ")[2].partition("]")[0]
     assert memory.library.cited(citation) == page(0)
     hit = memory.library.search("Page 0 begins", 1)[0]
     assert hit.text in page(0) and memory.library.cited(hit.citation) == hit.text
@@ -319,3 +328,54 @@ def test_a_run_that_crashes_anywhere_near_its_compaction_goes_on_as_if_it_had_no
         assert again.trace.contexts == whole.trace.contexts, place
         assert again.turns == whole.turns, place
         assert verify(path).whole
+
+
+def test_what_can_hardly_be_shortened_is_not_read_again_at_each_step(lab: Lab) -> None:
+    """Results that are little longer than what stands for them: few compactions, no thrashing."""
+
+    @tool(effect="reads")
+    def look(n: int) -> str:
+        """A line."""
+        return f"Line {n} " + "of text " * 9
+
+    turns = [
+        f"<think>{n}</think>{calls(('look', str(n), json.dumps({'n': n})))}{END}" for n in range(40)
+    ]
+    run = asked(lab, *turns, f"Done.{END}", limit=5200, tools=[look])
+    assert run.trace.stopped is not None and run.trace.stopped.reason == "length"
+    assert 1 <= len(run.trace.contexts) <= 3, run.trace.contexts
+    assert run.cache is not None and run.cache.length > 0.9 * 5200  # the room was used
+
+
+def test_three_hundred_calls_with_long_results_fit_a_context_that_holds_fifty() -> None:
+    """A puppet in the place of the network: 320 × 900 characters through 32,768 tokens."""
+    shape, wanted = asset("k2-nano"), 320
+    config = replace(K2Config.from_json(shape), max_position_embeddings=32_768)
+    tokenizer, made = Tokenizer.from_folder(shape), list[int]()
+
+    @tool(effect="reads")
+    def look(n: int) -> str:
+        """A long page."""
+        made.append(n)
+        return f"Page {n}: " + "".join(random.Random(n).choices("abcdefgh ", k=900))
+
+    def reply(text: str) -> str:
+        n = text.count("## Return of")
+        return f"Page {n - 1} read." if n == wanted else calls(("look", str(n), f'{{"n": {n}}}'))
+
+    memory = Memory()
+    mind = Mind(Puppet(config, tokenizer, reply), tokenizer)  # type: ignore[arg-type]
+    settings = Settings(max_tokens=60_000, capture=LEVELS["off"])
+    terms = Terms(memory=memory, budget=Budget(steps=wanted + 1))
+    events = list(converse(mind, [{"role": "user", "content": "Go."}], [look], settings, terms))
+    assert isinstance(events[-1], Stopped) and events[-1].reason == "answer"
+    assert made == list(range(wanted))
+    results = [each.content for each in events if isinstance(each, ToolAnswered)]
+    assert len(results) == wanted
+    reads = [each for each in events if isinstance(each, PromptRead)]
+    long = sum(len(tokenizer.encode(text)) for text in results)
+    assert long > 4 * 32_768  # so that this shows something
+    assert len({each.context for each in reads}) > 4
+    assert sum(len(each.ids) for each in reads) < 4 * long  # and is not bought dearly
+    assert len(memory.library) > 250
+    assert all(memory.library.cited(memory.keep(text)) == text for text in results[::40])

@@ -115,8 +115,12 @@ def test_what_is_hidden_is_kept_once_where_somebody_keeps_it() -> None:
     memory = Memory()
     once = compact(TALK, fits(3600), keep=memory.keep)
     text = next(each.content for each in once if each.role == "tool")
-    citation = text.partition("[")[2].partition("[")[2].partition("]")[0]
+    citation = text.partition("recall ")[2].partition("]")[0]
     assert memory.library.cited(citation) == LONG
+    recall = memory.tools()[0]
+    for query in (citation, f"[{citation}]"):
+        assert call(recall, f'{{"query": "{query}"}}').content == f"[{citation}] {LONG}"
+    assert call(recall, '{"query": "nothing:0-9"}').content == "nothing found"
     twice = compact(once, fits(3000), keep=memory.keep)
     assert len(memory.library) == 1  # all results are the same text, and no notice was kept
     assert [each.content for each in twice if each.role == "tool"].count(text) >= 1
