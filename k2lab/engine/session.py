@@ -117,6 +117,7 @@ class Run:
         self.trace = trace
         self.control = control
         self.error = ""  # traceback text, where the run failed
+        self.cpu_seconds = 0.0  # processor time of the thread that did the work, once it has ended
         self._ended: State | None = None
         self._finished = threading.Event()
         self._changed = threading.Condition()
@@ -190,7 +191,7 @@ class Run:
                 self._changed.wait(timeout)
 
     def _work(self, events: Iterator[Event], release: Callable[[], None]) -> None:
-        tokens, ended, began = 0, "done", time.perf_counter()
+        tokens, ended, began, spent = 0, "done", time.perf_counter(), time.thread_time()
 
         def stopped(reason: Reason, detail: str) -> Stopped:
             return Stopped(reason, detail, tokens, time.perf_counter() - began)
@@ -211,6 +212,7 @@ class Run:
             self.error = traceback.format_exc()
             self._append(stopped("error", str(error)))
         finally:
+            self.cpu_seconds = time.thread_time() - spent
             release()
             self._ended = ended  # type: ignore[assignment]
             self._finished.set()

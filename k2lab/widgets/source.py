@@ -3,7 +3,7 @@
 Not here: the store itself, which sends it to the page.
 """
 
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from k2lab.errors import InputError
 from k2lab.trace.trace import Facts as Facts
 from k2lab.trace.trace import Trace
+
+FACTS = tuple(each.name for each in fields(Facts))
 
 
 class RunLike(Protocol):
@@ -105,7 +107,7 @@ def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
         "asks": asks,
         "contexts": [[each.start, each.agent] for each in list(run.trace.contexts)],
         **cost_of(run.trace),
-        **asdict(facts),
+        **{name: getattr(facts, name) for name in FACTS},
     }
 
 

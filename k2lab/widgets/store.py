@@ -31,8 +31,8 @@ from k2lab.widgets.source import speed as speed
 from k2lab.widgets.tree import tree_of
 
 FRAME_SECONDS = 1 / 12
-SLOWEST_SECONDS = 1 / 4  # from one frame to the next, on a machine on which a frame costs much
-SHARE = 0.005  # of a core that frames may cost; what the thread takes, the engine waits for
+SLOWEST_SECONDS = 1 / 5  # from one frame to the next, on a machine on which a frame costs much
+SHARE = 0.003  # of a core that frames may cost; what the thread takes, the engine waits for
 STATUS_SECONDS = 1.0
 FRAME_BYTES = 2_000_000  # a resync of a long run comes in frames of about this size
 LONGEST_QUESTION = 20_000  # characters
@@ -162,7 +162,7 @@ class Store(K2Widget):
                 self._thread.start()
 
     def _feed(self) -> None:
-        me, told, pause = threading.current_thread(), 0.0, threading.Event()
+        me, told, pause = threading.current_thread(), time.monotonic(), threading.Event()
         while self._thread is me:
             began, now = time.thread_time(), time.monotonic()
             try:
@@ -225,7 +225,7 @@ class Store(K2Widget):
         status, before = self._status(), self.status.get("state")
         if status != self.status:
             self.status = status
-        if status["state"] != before:  # a run that was stopped is another one than was begun
+        if before != status["state"] == "stopped":  # which is another run than was begun
             self.code = code_of(self.source)
 
     def _on_message(self, _: Any, content: Any, __: Any) -> None:

@@ -7,7 +7,7 @@ strings. The other half is `unpack` in widgets/_numbers.js.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from k2lab.engine.events import ExpertsMoved
 from k2lab.trace.trace import About, CallRecord, Trace
+
+CALL = tuple(each.name for each in fields(CallRecord))
+"""What is told of a call; `asdict` would copy what needs no copy."""
 
 LONGEST_TEXT = 20_000
 """Characters of a tool's arguments or result that are shown; more would only slow the page."""
@@ -101,7 +104,8 @@ def _moves(moves: Sequence[ExpertsMoved], links: Sequence[str]) -> dict[str, NDA
 
 def call(place: int, record: CallRecord) -> dict[str, Any]:
     """A tool call as the front end gets it; very long texts are cut, and say so."""
-    message = asdict(record) | {"place": place}
+    message: dict[str, Any] = {name: getattr(record, name) for name in CALL}
+    message["place"] = place
     for name in ("arguments", "content", "shown"):
         text = message[name]
         if text is not None and len(text) > LONGEST_TEXT:

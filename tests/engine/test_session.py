@@ -102,10 +102,11 @@ def test_a_run_returns_at_once_and_ends_done(stage: Stage) -> None:
 
     run = stage.start(wait, max_tokens=4)
     assert (run.state, run.done) == ("running", False)
+    assert run.cpu_seconds == 0, "it is told at the end"
     gate.set()
     assert run.wait(PATIENCE) is run
     assert (run.state, run.done, run.error) == ("done", True, "")
-    assert stage.log.tokens == 4
+    assert stage.log.tokens == 4 and 0 < run.cpu_seconds < PATIENCE
     assert not stage.lock.locked()
 
 

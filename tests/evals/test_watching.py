@@ -21,6 +21,7 @@ def test_costs_come_back_as_one_line(capsys):
     printed = capsys.readouterr().out
     assert printed.startswith(BEGIN) and json.loads(printed.removeprefix(BEGIN)) == found
     assert Costs(**found["costs"]).repeats == 1 and store.source.done
+    assert found["costs"]["live_microseconds"] > 0, "a dashboard is not for nothing"
 
 
 def test_a_notebook_has_its_cells(tmp_path):
