@@ -58,13 +58,15 @@ export const stateOf = ({ ok, approval }, over = false) => ((ok ?? null) !== nul
  * @param {any} data @param {Float32Array} edges @param {Span[]} parts @param {boolean} [over] whether the run has ended @returns {Asked[]}
  */
 export function asked(data, edges, parts, over = false) {
-  const found = [], written = parts.filter((part) => part.kind === CALL);
+  const found = [];
   for (const call of data.calls) {
     if (!call || call.index >= data.n) continue;
     const stop = call.index + 1, before = found[found.length - 1];
-    const from = before?.stop ?? 0, mine = written.find((part) => part.start < stop && part.stop > from);
+    const from = before?.stop ?? 0, last = parts.findLastIndex((part) => part.start < stop);
+    let start = call.index; // back over its section: a call that was read again after compaction is another one
+    for (let k = last; parts[k]?.stop > from && (parts[k].kind === CALL || parts[k].kind === 0); k--) if (parts[k].kind === CALL) start = Math.max(parts[k].start, from);
     const retry = before && before.call.ok === false && before.call.name === call.name ? before.retry + 1 : 0;
-    found.push({ call, start: mine ? Math.max(mine.start, from) : call.index, stop, from: edges[stop], to: edges[stop] + (call.seconds ?? 0), retry, agent: mine?.agent ?? "", state: stateOf(call, over) });
+    found.push({ call, start, stop, from: edges[stop], to: edges[stop] + (call.seconds ?? 0), retry, agent: parts[last]?.agent ?? "", state: stateOf(call, over) });
   }
   return found;
 }

@@ -111,3 +111,11 @@ test("a compacted context is remembered from its beginning on", () => {
   const contexts = [[0, ""], [8, ""]];
   assert.deepEqual([0, 1, 8, 9, 13].map((i) => timeline.remembered(contexts, i)), [0, 1, 8, 1, 5]);
 });
+
+test("a call covers its own section, not the calls that were read again before it", () => {
+  const data = new TraceData(ABOUT), part = (start, count, kind) => data.accept(...frame(start, count, kind));
+  [[0, 4, 5], [4, 1, 0], [5, 3, 6], [8, 1, 0], [9, 2, 5], [11, 1, 0], [12, 3, 5], [15, 1, 0]].forEach((one) => part(...one)); // read again; id, marker, arguments, end
+  data.calls = [{ name: "look", arguments: "{}", index: 15, content: "", ok: true, seconds: 0 }];
+  const [one] = timeline.asked(data, timeline.times(data), timeline.spans(data));
+  assert.deepEqual([one.start, one.stop], [9, 16]);
+});
