@@ -119,9 +119,9 @@ export function callOf(calls, groups, index) {
   return calls.find((call) => call && call.index >= groups[index].body && (!next || next.kind === 0 || call.index < next.body));
 }
 
-/** State of a tool call in words. @param {any} call */
-export function callState(call) {
-  if (!call) return { word: "being written", state: "open" };
+/** State of a tool call in words. @param {any} call @param {boolean} [given] whether its text was read, not written, as after compaction */
+export function callState(call, given = false) {
+  if (!call) return { word: given ? "read again" : "being written", state: "open" };
   if (call.ok === null || call.ok === undefined) return { word: call.approval === "waiting" ? "waits for you" : "running", state: "open" };
   return { word: `${call.ok ? "answered" : "failed"} in ${decimal(call.seconds, call.seconds < 1 ? 3 : 1)} s`, state: call.ok ? "ok" : "bad" };
 }
@@ -148,8 +148,8 @@ function tokenNode(data, i, strip, colours) {
 }
 
 /** A tool call's heading, and its result below its last block. */
-function callHead(call) {
-  const { word, state } = callState(call);
+function callHead(call, given) {
+  const { word, state } = callState(call, given);
   return el("div.k2-call-head", {}, el("span.k2-call-name", { text: call ? call.name : "tool call" }), el("span.k2-call-state", { "data-state": state, text: word }));
 }
 
@@ -209,7 +209,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     const body = el("div.k2-body");
     const node = el("div", { class: `k2-block k2-${kind}${block.first ? " k2-first" : ""}${block.last ? " k2-last" : ""}` }, body);
     if (block.first && kind !== "marker") node.prepend(letterButton(kind));
-    if (block.first && block.kind === CALL) body.append(callHead(call));
+    if (block.first && block.kind === CALL) body.append(callHead(call, Number.isNaN(data.column.seconds[block.start])));
     if (block.first && (kind === "system" || kind === "result")) body.append(foldButton(block.group, group, folded));
     if (!folded) {
       const line = el("div.k2-text");

@@ -59,6 +59,7 @@ test("a call is found by the token with which it ended", () => {
 
 test("a call's state is in words", () => {
   assert.equal(thoughts.callState(undefined).word, "being written");
+  assert.equal(thoughts.callState(undefined, true).word, "read again");
   assert.equal(thoughts.callState({ ok: null }).word, "running");
   assert.deepEqual(thoughts.callState({ ok: true, seconds: 0.0123 }), { word: "answered in 0.012 s", state: "ok" });
   assert.equal(thoughts.callState({ ok: false, seconds: 2 }).word, "failed in 2.0 s");
