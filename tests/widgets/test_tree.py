@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import k2lab
 from k2lab.engine.edits import ZeroExperts
 from k2lab.engine.events import PromptRead, Routed, Stopped, TokenChosen
 from k2lab.errors import InputError
@@ -181,3 +182,22 @@ def test_runs_that_cannot_be_told_apart_are_refused(tmp_path: Path):
         write_tree([run, run], tmp_path / "x.html")
     with pytest.raises(InputError, match="'other' among the runs run"):
         write_tree([run], tmp_path / "x.html", shown="other")
+
+
+def test_runs_of_a_lab_stand_in_a_tree(small_checkpoint: Path, tmp_path: Path):
+    lab = k2lab.load(small_checkpoint)
+    run = lab.run("What is 3 * 14?", max_tokens=12).wait()
+    start = run.turns[0]
+    one = run.branch(start + 4, text=" So", max_tokens=3).wait()
+    edit = {"do": "zero", "layer": lab.config.first_k_dense_replace, "experts": [1]}
+    two = one.branch(start + 5, edits=[edit], max_tokens=3).wait()
+    found = held(two.store.to_html(tmp_path / "x.html"))
+    assert found["shown"] == "run.1.1" and [
+        each["begins"] and (each["begins"]["run"], each["begins"]["tokens"])
+        for each in found["runs"]
+    ] == [None, ("run", start + 4), ("run.1", start + 5)]
+    entries = found["runs"][2]["traits"]["runs"]
+    assert [entry["given"] for entry in entries] == ["", " So", ""]
+    assert entries[2]["edits"] == [edit] and ".branch(" in found["runs"][2]["traits"]["code"]
+    kept = {message[0]["key"].split(":")[0] for message in found["runs"][2]["messages"][1:]}
+    assert kept == {"route", "attention"}, "of the last token, as no pin is set"
