@@ -46,7 +46,8 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
     shown = parts.content(now);
     const why = "why" in shown ? shown.why : "";
     empty.hidden = !why; empty.textContent = why;
-    grid.hidden = !!why || asTable; pane.hidden = !!why || !asTable; foot.hidden = !!why;
+    grid.hidden = asTable || (!!why && !grid.matches(":focus")); canvas.hidden = !!why; // who is in it stays in it while more is computed
+    pane.hidden = !!why || !asTable; foot.hidden = !!why;
     for (const node of files) node.disabled = !!why;
     if (why) return;
     setText(readout, shown.words);
@@ -98,6 +99,7 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
 
   store.listen(paint, signal);
   onTheme(paint, signal);
+  for (const node of files) node.disabled = true; // until something is drawn
   onSize(root, paint, signal);
   paint();
 

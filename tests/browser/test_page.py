@@ -138,6 +138,7 @@ def test_any_two_runs_of_a_tree_are_compared_offline(reader: "Person", tmp_path:
     window = reader.page
     window.get_by_role("tab", name="Compare").click()
     readout = "document.querySelector('.k2-compare .k2-readout').textContent"
+    names = "[...document.querySelectorAll('.k2-pane-name')].map(e => e.textContent).join(' ')"
     for left, right, common in (
         ("run", "run.1", 20),
         ("run", "run.2", 30),
@@ -146,9 +147,8 @@ def test_any_two_runs_of_a_tree_are_compared_offline(reader: "Person", tmp_path:
     ):
         window.get_by_label("Left", exact=True).select_option(left)
         window.get_by_label("Right", exact=True).select_option(right)
+        reader.until(f"{names} === '{left} {right}'")
         reader.until(f"{readout}.startsWith('{common} tokens shared')")
-        names = window.locator(".k2-compare .k2-pane-name").all_text_contents()
-        assert names == [left, right]
     assert " one one" in str(window.locator(".k2-pane-text").last.text_content())
     tree = window.locator(".k2-tree li").all_text_contents()
     assert tree == ["run the question", 'run.1 from token 20 with " one"', "run.2 from token 30"]
@@ -238,6 +238,22 @@ def test_every_view_can_be_used_with_the_keyboard_alone(reader: "Person", tmp_pa
     reader.press("c")
     reader.until("document.querySelectorAll('.k2-brushed').length >= 4")
     assert not reader.problems
+
+
+def test_who_is_in_a_view_stays_in_it_while_more_is_computed(
+    reader: "Person", tmp_path: Path
+) -> None:
+    opened(reader, written(recorded(" word"), tmp_path))
+    reader.page.get_by_role("tab", name="Attention").click()
+    readout = "document.querySelector('.k2-attention .k2-readout').textContent"
+    reader.until(f"/layer 5/.test({readout})")
+    reader.page.locator(".k2-attention .k2-grid").focus()
+    reader.press("PageDown")
+    computing = "document.querySelector('.k2-attention .k2-empty').textContent"
+    reader.until(f"/layer 4 .* being computed/.test({computing})")
+    assert reader.focused().startswith("Heads by sources")
+    reader.until(f"/layer 4/.test({readout})")
+    assert reader.focused().startswith("Heads by sources") and not reader.problems
 
 
 def test_hostile_text_in_every_field_stays_text(reader: "Person", tmp_path: Path) -> None:
