@@ -164,7 +164,7 @@ function fill({ model, store, root, signal, fail, compact }) {
   const unfolded = new Set(), made = new Map();
   let data = store.data, groups = [], blocks = [], heights = [], sums = offsets([]), following = true;
   let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = rampOn("cividis", true), dark = false, markers = false;
-  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false;
+  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false, placed = -1;
   const usersOf = latest(), rowsOf = latest();
 
   const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div.k2-list");
@@ -203,27 +203,30 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   function blockNode(block) {
     const kind = KINDS[block.kind], folded = folds(block), group = groups[block.group], call = block.kind === CALL ? callOf(data.calls, groups, block.group) : null;
-    const state = call ? `${call.ok}${call.approval}` : "", key = `${block.stop}|${block.last}|${folded}|${state}|${markers}`;
-    const known = made.get(block.start);
-    if (known?.key === key) return known.node;
+    const state = call ? `${call.ok}${call.approval}` : "", key = `${block.kind}|${block.last}|${folded}|${state}|${markers}`;
+    const known = made.get(block.start), same = known?.key === key;
+    if (same && known.stop === block.stop) return known.node;
+    if (same && known.line && known.stop < block.stop) { write(known.line, block, known.stop); known.stop = block.stop; return known.node; } // it has grown
     const body = el("div.k2-body");
     const node = el("div", { class: `k2-block k2-${kind}${block.first ? " k2-first" : ""}${block.last ? " k2-last" : ""}` }, body);
     if (block.first && kind !== "marker") node.prepend(letterButton(kind));
     if (block.first && block.kind === CALL) body.append(callHead(call, Number.isNaN(data.column.seconds[block.start])));
     if (block.first && (kind === "system" || kind === "result")) body.append(foldButton(block.group, group, folded));
-    if (!folded) {
-      const line = el("div.k2-text");
-      for (let i = block.start; i < block.stop; i++) {
-        if (markers || data.column.kinds[i] !== 0) line.append(tokenNode(data, i, strip, colours));
-        else if (block.kind === CALL && i > group.body) line.append(el("br")); // between name and arguments
-      }
-      if (line.childNodes.length) body.append(line);
-    }
+    const line = folded ? null : el("div.k2-text");
+    if (line) { write(line, block, block.start); body.append(line); }
     if (block.last && call?.approval) body.append(approvalCard(call, store, signal));
     if (block.last && call && typeof call.content === "string") body.append(callResult(call));
     if (kind === "marker" && !markers) node.hidden = true;
-    made.set(block.start, { key, node });
+    made.set(block.start, { key, node, line, stop: block.stop });
     return node;
+  }
+
+  /** The tokens of a block from one on. */
+  function write(line, block, from) {
+    for (let i = from; i < block.stop; i++) {
+      if (markers || data.column.kinds[i] !== 0) line.append(tokenNode(data, i, strip, colours));
+      else if (block.kind === CALL && i > groups[block.group].body) line.append(el("br")); // between name and arguments
+    }
   }
 
   const turnSegment = (kind) => store.select({ segment: store.get("segment") === kind ? "" : kind });
@@ -258,6 +261,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     regroup();
     layout();
     if (following && data.n) { scroll.scrollTop = scroll.scrollHeight; layout(); }
+    placed = scroll.scrollTop;
     mark();
     drawMap();
   }
@@ -357,7 +361,8 @@ function fill({ model, store, root, signal, fail, compact }) {
       if (ends.length) store.select({ range: [Math.min(...ends), Math.max(...ends) + 1] });
     } else if (i >= 0) store.pin({ playhead: i });
   }, { signal });
-  scroll.addEventListener("scroll", () => { following = scroll.scrollTop + scroll.clientHeight > scroll.scrollHeight - 24; paint(); }, { signal, passive: true });
+  const scrolled = () => { following = scroll.scrollTop + scroll.clientHeight > scroll.scrollHeight - 24; paint(); };
+  scroll.addEventListener("scroll", () => { if (scroll.scrollTop !== placed) scrolled(); }, { signal, passive: true }); // else it was not a person
   map.addEventListener("pointerdown", (event) => {
     const go = (e) => { const total = sums[sums.length - 1], scale = Math.min(1, scroll.clientHeight / total); scroll.scrollTop = e.offsetY / scale - scroll.clientHeight / 2; };
     map.setPointerCapture(event.pointerId);
