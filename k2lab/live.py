@@ -7,8 +7,6 @@ What a page sends is checked where it is used.
 
 import time
 from collections.abc import Callable, Mapping
-from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
@@ -22,9 +20,7 @@ from k2lab.errors import BusyError, InputError
 from k2lab.spec.sites import Tap
 from k2lab.trace.trace import Trace
 from k2lab.widgets.details import CapturedDetails, Detail
-from k2lab.widgets.page import write
-from k2lab.widgets.source import code_of
-from k2lab.widgets.store import Store
+from k2lab.widgets.store import Store, free_path
 
 if TYPE_CHECKING:
     from k2lab.run import LabRun
@@ -45,7 +41,6 @@ def store_of(run: "LabRun") -> Store:
         details=LiveDetails(page.run),
         actions={
             "save": page.save,
-            "export": page.export,
             "branch": page.branch,
             "treat": page.treat,
             "approve": page.approve,
@@ -83,23 +78,6 @@ class Page:
         path = free_path(self.run(), ".k2trace")
         self.run().trace.save(path)
         return {"text": f"Saved as {path.name}."}
-
-    def export(self, _: Message) -> Message:
-        """The page as one HTML file in the kernel's folder."""
-        run, path = self.run(), free_path(self.run(), ".html")
-        write(run.trace, path, code=code_of(run), details=self._looked_at())
-        return {"text": f"Written as {path.name}."}
-
-    def _looked_at(self) -> dict[str, Detail]:
-        """Scores and attention of the pinned token, else of the last one: the page has no model."""
-        store, trace = self.store, self.run().trace
-        token = store.pin[0] if 0 <= store.pin[0] < trace.routed else trace.routed - 1
-        if token < 0:
-            return {}
-        found = {f"route:{token}:-1": store.details.route(trace, token)}
-        for layer in range(trace.about.layers):
-            found[f"attention:{token}:{layer}"] = store.details.attention(trace, token, layer)
-        return found
 
     def branch(self, message: Message) -> Message:
         """Another run from a token on, beside this one."""
@@ -215,15 +193,6 @@ def when_free(act: Callable[[], Made]) -> Made:
 def family(run: "LabRun") -> "list[LabRun]":
     """The run and all that branches off it."""
     return [run, *(each for child in run.children for each in family(child))]
-
-
-def free_path(run: "LabRun", ending: str) -> Path:
-    """A name in the kernel's folder that is not taken yet."""
-    for number in count(1):
-        path = Path.cwd() / f"{run.name}-{number}{ending}"
-        if not path.exists():
-            return path
-    raise AssertionError("there is always a next number")
 
 
 def _prefix(trace: Trace, token: int) -> list[int]:

@@ -130,11 +130,12 @@ def test_what_makes_no_sense_is_refused(run, page, action, message):
         getattr(page, action)(message)
 
 
-def test_files_are_written_beside_each_other(run, page, tmp_path, monkeypatch):
+def test_files_are_written_beside_each_other(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    actions = store_of(run).actions
     for _ in range(2):
-        page.save({})
-        page.export({})
+        actions["save"]({})
+        actions["export"]({})
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "run-1.html",
         "run-1.k2trace",

@@ -296,9 +296,7 @@ class Store(K2Widget):
 
     def _export(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         """The page as one HTML file in the kernel's folder."""
-        name = getattr(self.source, "name", "run")
-        paths = (Path.cwd() / f"{name}-{number}.html" for number in count(1))
-        path = self.to_html(next(path for path in paths if not path.exists()))
+        path = self.to_html(free_path(self.source, ".html"))
         return {"text": f"Written as {path.name}."}
 
     def _looked_at(self) -> dict[str, Detail]:
@@ -360,3 +358,10 @@ def _rate(rate: Any) -> float:
 
 def _index(value: Any, length: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= length
+
+
+def free_path(run: RunLike, ending: str) -> Path:
+    """A name in the kernel's folder that is not taken yet."""
+    name = getattr(run, "name", "run")
+    paths = (Path.cwd() / f"{name}-{number}{ending}" for number in count(1))
+    return next(path for path in paths if not path.exists())
