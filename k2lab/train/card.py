@@ -15,6 +15,7 @@ from k2lab.evals.stats import Share
 from k2lab.model.export import sha256, write_sums
 from k2lab.spec.costs import parameters
 from k2lab.tensors.shards import SINGLE
+from k2lab.train.data import CHAIN, CHAIN_EVERY, LEARNED, LONGEST, PASSAGE_EVERY, POOL
 from k2lab.train.nano import VOCABULARY_SEED, VOCABULARY_TASKS
 from k2lab.train.record import write_record
 from k2lab.train.sft import Progress, Training
@@ -90,6 +91,9 @@ stopped. The plan was changed between sittings, as listed below.
 - Data: conversations of the microworld's training split, generated as they are needed, seed
   {plan.seed}; numbers, pairs and phrasings of the evaluation split never occur in it. Loss on the
   model's own tokens only.
+- Long chains: {POOL // PASSAGE_EVERY} ends of queues of up to {LONGEST} calls to {POOL:,} tasks,
+  what lies before them cut out but for the question; and {POOL // CHAIN_EVERY} whole queues of up
+  to {CHAIN[1]} calls, of which the last {LEARNED} are learned.
 - Tokenizer: byte pairs of {VOCABULARY_TASKS:,} conversations, seed {VOCABULARY_SEED}.
 - MuonClip: matrices with Muon at {plan.muon_rate}, the rest with AdamW at {plan.adam_rate};
   warm-up {plan.warmup} steps, then constant, then linear to 2 %; QK-clip at {plan.tau:g}.

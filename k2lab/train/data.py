@@ -4,6 +4,7 @@ Conversations of like length share a batch, one per row, so attention never cros
 padding stays small. The order is a function of (seed, pool), so a resumed run sees the same data.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ from k2lab.world.teacher import Message, turns
 
 POOL = 2048  # conversations sorted by length together
 STRIDE = 1_000_003  # keeps the task seeds of neighbouring pools apart
+PASSAGE_EVERY = 32  # tasks of a pool, for each of which it holds an end of a long chain
+LONGEST = 300  # calls of a long chain
+PASSAGE = (6, 40)  # calls that are left of it, fewest and most
+CHAIN_EVERY = 512  # tasks of a pool, for each of which it holds a long chain as a whole
+CHAIN = (40, 150)  # calls of such a chain, fewest and most
+LEARNED = 12  # calls at its end that are learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,48 @@ def documents(task: Task, tokenizer: Tokenizer) -> list[Document]:
     return made
 
 
+def passage(task: Task, tokenizer: Tokenizer, calls: int) -> Document:
+    """The question of a chain of calls and the last `calls` of it; what lies between is cut out.
+
+    So the end of a chain of 300 calls, with its ids and totals, costs no more than a short one.
+    The first thought that is left goes on from one that is gone: it is read, not learned.
+    """
+    question, *chain, answer = task.messages
+    kept = _document([question, *chain[-2 * calls :], answer], tokenizer)
+    if 2 * calls >= len(chain):
+        return kept
+    return _learned_from(1, kept, tokenizer)
+
+
+def chain(task: Task, tokenizer: Tokenizer) -> Document:
+    """A whole chain of calls, of which only the end is learned: it shows how far away the rest is.
+
+    A head that finds the last total among thousands of tokens has to do so against all of them.
+    """
+    calls = (len(task.messages) - 2) // 2
+    return _learned_from(max(0, calls - LEARNED), document(task, tokenizer), tokenizer)
+
+
+def _learned_from(turn: int, made: Document, tokenizer: Tokenizer) -> Document:
+    """The document with nothing to learn before this turn of the model."""
+    starts = [k for k, each in enumerate(made.ids) if each == tokenizer.special("<|im_assistant|>")]
+    return Document(made.ids, (*(starts[turn] * (False,)), *made.said[starts[turn] :]))
+
+
+def passages(seed: int, tokenizer: Tokenizer) -> list[Document]:
+    """Ends of queue tasks of up to 300 calls, short ones more often; and a few whole chains."""
+    rng = random.Random(f"passages {seed}")
+    low, high = map(math.log, PASSAGE)
+    made = []
+    for number in range(POOL // PASSAGE_EVERY + POOL // CHAIN_EVERY):
+        whole = number >= POOL // PASSAGE_EVERY
+        length = rng.randint(*CHAIN) if whole else rng.randint(PASSAGE[0], LONGEST)
+        (task,) = generate(seed + number, 1, split="train", families=["queue"], queue_length=length)
+        calls = round(math.exp(rng.uniform(low, high)))
+        made.append(chain(task, tokenizer) if whole else passage(task, tokenizer, calls))
+    return made
+
+
 def _lived(messages: Sequence[Message]) -> list[Segment]:
     *before, last = messages
     return [
@@ -103,11 +152,15 @@ def _document(messages: Sequence[Message], tokenizer: Tokenizer) -> Document:
 def pool(
     seed: int, index: int, tokenizer: Tokenizer, *, families: Sequence[str] | None = None
 ) -> list[Document]:
-    """The documents of one pool, shortest first; families come in the proportions of training."""
-    tasks = generate(
-        seed + index * STRIDE, POOL, split="train", families=families, weights=TRAINING_MIX
-    )
+    """The documents of one pool, shortest first; families come in the proportions of training.
+
+    Without a choice of families, passages of long chains are among them.
+    """
+    first = seed + index * STRIDE
+    tasks = generate(first, POOL, split="train", families=families, weights=TRAINING_MIX)
     made = [each for task in tasks for each in documents(task, tokenizer)]
+    if families is None:
+        made += passages(first, tokenizer)
     return sorted(made, key=lambda document: len(document.ids))
 
 

@@ -20,14 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from k2lab.model.k2 import K2
+from k2lab.engine.taps import untouched
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2, Step
 from k2lab.spec.config import K2Config
+from k2lab.spec.sites import Tap
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train.data import Batch, batches
 from k2lab.train.muonclip import Muon, qk_clip
 from k2lab.train.store import Trainable
 
 LOG = 20  # steps between two progress reports
+LONG = 1024  # tokens that are only read: more of them go without gradients, so many at a time
 TURNS = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>")  # tokens that begin a turn
 
 
@@ -236,18 +240,35 @@ class Training:
             return list(at.map(lambda part, place: self.learn(part, said, place), parts, places))
 
     def learn(self, batch: Batch, said: int, places: Tensor | None = None) -> "Learned":
-        """One batch's share of the step's loss (a mean over `said` tokens), and its gradients."""
+        """One batch's share of the step's loss (a mean over `said` tokens), and its gradients.
+
+        What stands far before the first word to learn is read into a cache, without gradients.
+        """
         learned = Learned()
         inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]
-        step = self.model.step(inputs.shape[1], cache=None, tap=learned.tap)
-        if places is not None:
-            table = self.model.rotary(0, int(places.max()) + 1, self.model.device)
-            step = replace(step, rotation=table[places])
+        if places is None:
+            places = torch.arange(inputs.shape[1]).repeat(len(inputs), 1)
+        cache, read = None, int(mask.any(0).nonzero()[0])  # tokens before the first to be learned
+        if read > LONG:
+            cache = LatentCache(self.config, batch=len(inputs))
+            with torch.no_grad():
+                for start in range(0, read, LONG):
+                    now = slice(start, min(start + LONG, read))
+                    self.model.hidden(inputs[:, now], self._step(places[:, now], cache, untouched))
+            inputs, targets, mask = inputs[:, read:], targets[:, read:], mask[:, read:]
+            places = places[:, read:]
+        step = self._step(places, cache, learned.tap)
         logits = self.model.logits(self.model.hidden(inputs, step)[mask], step)
         loss = F.cross_entropy(logits, targets[mask], reduction="sum") / said
         learned.gradients = torch.autograd.grad(loss, list(self.store.parameters.values()))
         learned.loss = loss.item()
         return learned
+
+    def _step(self, places: Tensor, cache: LatentCache | None, tap: Tap) -> Step:
+        """A step of tokens at these positions [row, token]."""
+        table = self.model.rotary(0, int(places.max()) + 1, self.model.device)
+        step = self.model.step(places.shape[1], cache=cache, tap=tap)
+        return replace(step, rotation=table[places])
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,9 @@ def order(draw: Draw) -> Draft:
         wide = zip(parts, stocks, enough(known), strict=True)
         checks = [f"{part} of {have} {'enough' if ok else 'too few'}" for part, have, ok in wide]
         kept = [k for k, ok in enumerate(enough(known)) if ok]
-        thought = f"{', '.join(checks)}."
+        missing = [item for k, item in enumerate(items) if k not in kept]
+        few = f" Too few {' and '.join(missing)}." if missing else ""
+        thought = f"{', '.join(checks)}.{few}"
         if kept:
             listed = " and ".join(parts[k] for k in kept)
             conversation.ask(
@@ -219,9 +221,8 @@ def order(draw: Draw) -> Draft:
                     for k in kept
                 ],
             )
-            thought = "The order is done."
+            thought = f"The order is done.{few}"
         done = [parts[k] for k in kept]
-        missing = [item for k, item in enumerate(items) if k not in kept]
         sentences = [f"Ordered {' and '.join(done)}"] if done else []
         sentences += [f"Too few {' and '.join(missing)}"] if missing else []
         conversation.answer(thought, f"{'. '.join(sentences)}.")

@@ -272,7 +272,8 @@ def queue(draw: Draw) -> Draft:
 
 
 def retry(draw: Draw) -> Draft:
-    base = draw.rng.choice((stock, price, weather, weather, shopping, shopping, product, convert))
+    bases = (stock, price, weather, weather, *(3 * (shopping,)), product, convert)
+    base = draw.rng.choice(bases)
     while True:
         first = draw.rng.choice((0, 0, 1)) if base in (weather, shopping) else 0
         faults = {first: draw.rng.choice(TROUBLES)}

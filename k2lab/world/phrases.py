@@ -172,8 +172,16 @@ PHRASINGS: Mapping[str, Phrasings] = MappingProxyType(
             ("How much {item} is in stock?",),
         ),
         "price": _crossed(
-            ("the price of {item}", "the price of the {item}", "the cost of the {item}"),
             (
+                "the price of {item}",
+                "the price of the {item}",
+                "the cost of the {item}",
+                "the price of a {item}",
+            ),
+            (
+                "What is the price of a {item}?",
+                "How much does a {item} cost?",
+                "What does a {item} cost?",
                 "What is the price of the {item}?",
                 "How much does the {item} cost?",
                 "Check the price of the {item}.",

@@ -91,7 +91,7 @@ def recall(draw: Draw) -> Draft:
         return [(kind, value(kind)) for kind in told]
 
     told = draw.fresh(candidate, lambda facts: [f"recall {' '.join(v for _, v in facts)}"])
-    keys, held = draw.keys, dict(told)
+    keys, heard = draw.keys, list(told)
     between = BASIC[rng.choice(BETWEEN)](draw) if rng.random() < 0.3 else None
     draw.keys = keys
     seed = draw.seed() if between is None else between.world_seed
@@ -106,20 +106,20 @@ def recall(draw: Draw) -> Draft:
             kind, old = rng.choice(told)
             while (new := value(kind)) == old:
                 pass
-            held[kind] = new
+            heard.append((kind, new))
             conversation.say(draw.phrasing("recall.change").format(kind=kind, value=new))
             _note(conversation, kind, new)
         if between is not None:
             conversation.adopt(between.messages)
-        kinds = list(held)
+        kinds = list(dict(heard))
         rng.shuffle(kinds)
         asked = kinds[: rng.choice((1, 1, 2))]
-        missing = [kind for kind in KINDS if kind not in held]
+        missing = [kind for kind in KINDS if kind not in kinds]
         if missing and rng.random() < 0.2:
-            asked.append(rng.choice(missing))
+            asked.insert(rng.randint(0, len(asked)), rng.choice(missing))
         for kind in asked:
             conversation.say(draw.phrasing("recall.ask").format(kind=kind))
-            expects = _recalled(conversation, kind, held.get(kind))
+            expects = _recalled(conversation, kind, heard)
         return expects
 
     return draw.solve(first, solve, seed)
@@ -132,17 +132,21 @@ def _note(conversation: Conversation, kind: str, value: str) -> None:
     conversation.answer(f"Recall task. The {kind} is {value}.", f"Noted, your {kind} is {value}.")
 
 
-def _recalled(conversation: Conversation, kind: str, value: str | None) -> Expectation:
-    """What is right to say of a kind of fact, once the teacher has said it."""
+def _recalled(
+    conversation: Conversation, kind: str, heard: Sequence[tuple[str, str]]
+) -> Expectation:
+    """What is right to say of a kind of fact, once the teacher has said it.
+
+    The thought goes through all that was told, in order, and then says the kind again: what came
+    after it last is what counts.
+    """
+    listed = ", ".join(f"{told} {value}" for told, value in heard)
+    value = dict(heard).get(kind)
+    thought = f"Recall task. Need {kind}. Told {listed}. So {kind} {value or 'none'}."
     if value is None:
-        conversation.answer(
-            f"Recall task. Need {kind}. The user did not tell it.",
-            f"I do not know that, you did not tell me your {kind}.",
-        )
+        conversation.answer(thought, f"I do not know that, you did not tell me your {kind}.")
         return Expectation(unknown=True)
-    conversation.answer(
-        f"Recall task. Need {kind}. The {kind} is {value}.", f"Your {kind} is {value}."
-    )
+    conversation.answer(thought, f"Your {kind} is {value}.")
     if value.isdigit():
         return Expectation(results=(int(value),))
     return Expectation(topics=(value,))

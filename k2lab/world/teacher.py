@@ -64,7 +64,8 @@ class Conversation:
     def ask(self, thought: str, asks: Sequence[Ask]) -> list[str]:
         """The results of calls made in one turn, in order.
 
-        A failed call or a result that cannot be right is told in a thought, and asked for again.
+        A failed call or a result that cannot be right is told in a thought, and asked for again;
+        the thought goes through all results in order, so that none is taken for another's.
         """
         results: dict[int, str] = {}
         missing = list(range(len(asks)))
@@ -73,9 +74,9 @@ class Conversation:
             pairs = list(zip(missing, heard, strict=True))
             results.update({index: found.text for index, found in pairs if not found.trouble})
             missing = [index for index, found in pairs if found.trouble]
-            troubles = [found.trouble for _, found in pairs if found.trouble]
+            found_out = [each.trouble or f"{each.text} for {asks[k].need}" for k, each in pairs]
             doubt = "Check" if all(found.ok for found in heard) else "Retry"
-            thought = f"{doubt}. {'. '.join(troubles)}. Try again."
+            thought = f"{doubt}. {'. '.join(found_out)}. Try again."
         return [results[index] for index in range(len(asks))]
 
     def answer(self, thought: str, content: str) -> None:

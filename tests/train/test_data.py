@@ -9,7 +9,18 @@ from k2lab.text.parse import parse_turn
 from k2lab.text.template import joined, render
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
-from k2lab.train.data import Document, batches, document, documents, padded, segments
+from k2lab.train.data import (
+    Document,
+    batches,
+    chain,
+    document,
+    documents,
+    padded,
+    passage,
+    passages,
+    pool,
+    segments,
+)
 from k2lab.world.tasks import FAMILIES, Task, generate
 
 
@@ -21,6 +32,8 @@ def tasks() -> list[Task]:
 @pytest.fixture
 def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "POOL", 24)
+    monkeypatch.setattr(data, "PASSAGE_EVERY", 12)
+    monkeypatch.setattr(data, "CHAIN_EVERY", 24)
 
 
 def turns_said(made: Document, tokenizer: Tokenizer) -> list[str]:
@@ -137,3 +150,35 @@ def test_order_depends_on_the_seed_alone(tiny_tokenizer: Tokenizer) -> None:
 
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
+
+
+def test_a_passage_is_the_question_and_the_end_of_the_chain(tiny_tokenizer: Tokenizer) -> None:
+    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=30)
+    whole = document(task, tiny_tokenizer)
+    part = passage(task, tiny_tokenizer, 5)
+    size = part.said.index(True)  # what is read only: the question, a thought, a call, its result
+    assert part.ids[size:] == whole.ids[-len(part.ids) + size :]
+    assert part.said[size:] == whole.said[-len(part.ids) + size :]
+    text = tiny_tokenizer.decode(list(part.ids))
+    assert text.startswith("<|im_user|>") and task.question in text
+    assert [f"next_item:{k}<" in text for k in (25, 26, 30)] == [False, True, True]
+    assert passage(task, tiny_tokenizer, 31) == whole
+
+
+def test_of_a_whole_chain_the_last_calls_are_learned(tiny_tokenizer: Tokenizer) -> None:
+    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=30)
+    made, whole = chain(task, tiny_tokenizer), document(task, tiny_tokenizer)
+    assert made.ids == whole.ids
+    first = made.said.index(True)
+    assert made.said[first:] == whole.said[first:]
+    learned = tiny_tokenizer.decode([i for i, s in zip(made.ids, made.said, strict=True) if s])
+    assert [f"next_item:{k}<" in learned for k in (18, 19, 30)] == [False, True, True]
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_a_pool_holds_ends_of_long_chains(tiny_tokenizer: Tokenizer) -> None:
+    made = passages(3, tiny_tokenizer)
+    assert made == passages(3, tiny_tokenizer) and made != passages(4, tiny_tokenizer)
+    assert any("next_item:0<" not in tiny_tokenizer.decode(list(each.ids)) for each in made)
+    held = {each.ids for each in pool(3, 0, tiny_tokenizer)}
+    assert {each.ids for each in made} <= held

@@ -16,6 +16,7 @@ from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data, sft
 from k2lab.train.data import Batch
 from k2lab.train.sft import Plan, Progress, Training
+from k2lab.world.tasks import generate
 
 Configs = Callable[..., K2Config]
 PLAN = Plan(seed=3, steps=6, batch_tokens=1200, batches_per_step=2, warmup=2, decay=0.5, tau=100.0)
@@ -145,6 +146,29 @@ def test_words_of_others_are_not_learned(config: K2Config, tiny_tokenizer: Token
     assert plain.loss == changed.loss
     pairs = zip(plain.gradients, changed.gradients, strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_is_only_read_changes_no_loss_and_gives_no_gradients_of_its_own(
+    config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(config, tiny_tokenizer, PLAN)
+    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=8)
+    batch = data.padded([data.document(task, tiny_tokenizer)], 0)
+    size = batch.ids.shape[1]
+    batch.said[:, : size - 60] = False
+    said = int(batch.said.sum())
+    head = list(training.store.parameters).index("lm_head.weight")
+    for places in (None, torch.arange(size - 1)[None] + 100):
+        monkeypatch.setattr(sft, "LONG", 10**6)
+        whole = training.learn(batch, said, places)
+        monkeypatch.setattr(sft, "LONG", 50)
+        part = training.learn(batch, said, places)
+        assert part.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert all(gradient.isfinite().all() for gradient in part.gradients)
+        heads = [each.gradients[head] for each in (part, whole)]  # no way through the cache
+        torch.testing.assert_close(*heads, rtol=1e-4, atol=1e-6)
+        counted = sum(int(each.sum()) for each in part.load.values())
+        assert counted < 0.5 * sum(int(each.sum()) for each in whole.load.values())
 
 
 def test_experts_are_int4_in_the_decay(

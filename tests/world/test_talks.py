@@ -59,6 +59,8 @@ def test_the_last_told_value_is_the_one_recalled() -> None:
                 assert noted[2] in turn[0]["content"]
                 changed += noted[1] in told
                 told[noted[1]] = noted[2]
+        thought = task.messages[-1]["reasoning_content"]
+        assert [f"{each} {told[each]}" in thought for each in told] == [True] * len(told)
         kinds = ("name", "city", "number", "item", "day", "code")
         (kind,) = [each for each in kinds if re.search(rf"\b{each}\b", task.question)]
         if kind in told:

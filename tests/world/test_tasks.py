@@ -74,6 +74,10 @@ def spoken(task: Task) -> str:
     return "\n".join(pieces)
 
 
+def thoughts(task: Task) -> list[str]:
+    return [m["reasoning_content"] for m in task.messages if m.get("reasoning_content")]
+
+
 def test_every_family_comes_about_equally_often() -> None:
     for tasks in (TRAIN, EVAL):
         counts = Counter(task.family for task in tasks)
@@ -200,6 +204,9 @@ def test_retry_meets_an_error_and_calls_again() -> None:
         assert len(errors) == len(task.faults) > 0
         assert task.messages[-2]["content"][:5] != "error"
     assert {len(task.faults) for task in tasks} == {1, 2}
+    mixed = [each for task in tasks for each in thoughts(task) if each.count(" for ") == 3]
+    assert mixed  # the good results of a turn are told among the failed ones, in order
+    assert all(re.fullmatch(r"Retry(\. [^.]+ for [^.]+){3}\. Try again\.", e) for e in mixed)
 
 
 def test_text_is_ascii_short_and_of_few_words() -> None:
@@ -207,7 +214,7 @@ def test_text_is_ascii_short_and_of_few_words() -> None:
     for task in TRAIN + EVAL:
         text = spoken(task)
         assert text.isascii()
-        longest = {"queue": 1200, "recall": 600}.get(task.family, 400)
+        longest = {"queue": 1200, "recall": 600, "retry": 480, "reflect": 480}.get(task.family, 400)
         assert len(re.findall(r"[A-Za-z_]+|\d|\s|[^\w\s]", text)) <= longest
         if task.family != "outside":
             words |= set(WORDS.findall(text))
