@@ -15,7 +15,7 @@ from torch import Tensor
 from k2lab.spec.config import K2Config
 from k2lab.spec.keys import tensors
 from k2lab.tensors.int4 import dequantise, fake_quantise, pack, quantise, unpack
-from k2lab.tensors.linear import expert_rows
+from k2lab.tensors.linear import expert_rows, laid
 from k2lab.weights.store import Lease, Ledger, namespace, place
 
 BIAS = "e_score_correction_bias"
@@ -56,7 +56,8 @@ class Trainable:
         """All experts of the layer."""
         gate_up, down = (self.parameters[key] for key in stack_keys(layer))
         if self.quantised:
-            gate_up, down = fake_quantise(gate_up), fake_quantise(down)
+            # Laid as in the stores that only compute: the same numbers in the same order.
+            gate_up, down = laid(fake_quantise(gate_up)), laid(fake_quantise(down))
         return TrainableBatch(gate_up, down, ids)
 
     def hint(self, layer: int, ids: Tensor, confidence: float) -> None:
