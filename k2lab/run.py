@@ -14,7 +14,7 @@ runs differ (`trace/compare.py`).
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -40,21 +40,16 @@ from k2lab.rules import Desk, guard_of, journal_of, with_memory
 from k2lab.spec.sites import Tap
 from k2lab.trace.compare import Comparison, compare
 from k2lab.trace.trace import Trace
+from k2lab.widgets.shown import Shown
 
 if TYPE_CHECKING:
     from k2lab.lab import Lab
-    from k2lab.widgets.attention import AttentionCache
     from k2lab.widgets.base import Column
     from k2lab.widgets.compare import CompareBranch
-    from k2lab.widgets.dashboard import Dashboard
-    from k2lab.widgets.experts import ExpertMap
-    from k2lab.widgets.lens import RouteLens
     from k2lab.widgets.store import Store
-    from k2lab.widgets.thoughts import ThoughtStream
-    from k2lab.widgets.timeline import Timeline
 
 
-class LabRun(Run):
+class LabRun(Run, Shown):
     """A run of a lab; all its widgets share one selection."""
 
     def __init__(self, lab: "Lab", recipe: Recipe, *, parent: "LabRun | None" = None) -> None:
@@ -72,7 +67,6 @@ class LabRun(Run):
         self.desk = Desk(recipe.rules.approve)
         self._journal: Journal | None = None
         self._given = at + len(recipe.given)  # tokens before any that are new here
-        self._store: Store | None = None
 
     def __repr__(self) -> str:
         branch = "" if self.parent is None else f", branch={self.name}"
@@ -243,14 +237,10 @@ class LabRun(Run):
             recipes[-1] = replace(recipes[-1], max_tokens=max(1, chosen))
         return cell(recipes, self.lab.source)
 
-    @property
-    def store(self) -> "Store":
-        """Data and selection behind this run's widgets."""
-        if self._store is None:
-            from k2lab.live import store_of
+    def _new_store(self) -> "Store":
+        from k2lab.live import store_of
 
-            self._store = store_of(self)
-        return self._store
+        return store_of(self)
 
     def show_in(self, store: "Store") -> Self:
         """This run, in the place of the one that the store's widgets showed."""
@@ -258,57 +248,17 @@ class LabRun(Run):
         store.attach(self)
         return self
 
-    def thoughts(self) -> "ThoughtStream":
-        """The tokens as they appear: thinking, tool calls, answer."""
-        from k2lab.widgets.thoughts import ThoughtStream
-
-        return ThoughtStream(self.store)
-
-    def experts(self) -> "ExpertMap":
-        """Which experts computed what, layer by layer."""
-        from k2lab.widgets.experts import ExpertMap
-
-        return ExpertMap(self.store)
-
-    def routes(self) -> "RouteLens":
-        """Why one token went to its experts, and edits of that."""
-        from k2lab.widgets.lens import RouteLens
-
-        return RouteLens(self.store)
-
-    def attention(self) -> "AttentionCache":
-        """What the heads read at a token, and what the cache costs."""
-        from k2lab.widgets.attention import AttentionCache
-
-        return AttentionCache(self.store)
-
-    def timeline(self) -> "Timeline":
-        """Parts, tool calls, time and memory on one axis."""
-        from k2lab.widgets.timeline import Timeline
-
-        return Timeline(self.store)
-
     def branches(self, other: "LabRun | None" = None) -> "CompareBranch":
         """The tree of runs, two of them side by side: this one and `other`, or a chosen one."""
         from k2lab.widgets.compare import CompareBranch
 
         return CompareBranch(self.store, None if other is None else other.store)
 
-    def dashboard(self) -> "Dashboard":
-        """All views of this run on one page."""
-        from k2lab.widgets.dashboard import Dashboard
-
-        return Dashboard(self.store)
-
     def show(self) -> "Column":
         """Text and experts below each other."""
         from k2lab.widgets.base import Column
 
         return Column([self.thoughts(), self.experts()])
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """A run as the last line of a cell shows its widgets."""
-        return self.show()._repr_mimebundle_(**kwargs)
 
     def _leave(self, parent: "LabRun") -> Place:
         """Where this branch leaves its parent: a fork of the cache, and what is given there."""

@@ -8,7 +8,7 @@ Not here: what the agents say to each other (`agent/workflow.py`).
 
 import threading
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from k2lab.agent.calling import Cancellation, within
 from k2lab.agent.joined import joined
@@ -16,16 +16,14 @@ from k2lab.agent.workflow import Moment, Outcome, Workflow
 from k2lab.engine.events import Event
 from k2lab.engine.session import Control, Run
 from k2lab.trace.trace import About, Facts, Trace
+from k2lab.widgets.shown import Shown
 
 if TYPE_CHECKING:
     from k2lab.widgets.base import Column
-    from k2lab.widgets.dashboard import Dashboard
     from k2lab.widgets.store import Store
-    from k2lab.widgets.thoughts import ThoughtStream
-    from k2lab.widgets.timeline import Timeline
 
 
-class Watched(Run):
+class Watched(Run, Shown):
     """A workflow as a run; all its widgets share one selection."""
 
     def __init__(self, workflow: Workflow, about: About, facts: Facts) -> None:
@@ -35,7 +33,6 @@ class Watched(Run):
         self.moments: list[Moment] = []  # so far
         self.outcome: Outcome | None = None  # once it has ended by itself
         self._workflow, self._given_up = workflow, Cancellation()
-        self._store: Store | None = None
 
     def __repr__(self) -> str:
         agents = ", ".join(dict.fromkeys(each.agent for each in list(self.moments)))
@@ -51,42 +48,16 @@ class Watched(Run):
         super().stop()
         self._given_up.cancel()
 
-    @property
-    def store(self) -> "Store":
-        """Data and selection behind the widgets."""
-        if self._store is None:
-            from k2lab.widgets.store import Store
+    def _new_store(self) -> "Store":
+        from k2lab.widgets.store import Store
 
-            self._store = Store(self)
-        return self._store
-
-    def timeline(self) -> "Timeline":
-        """All agents on one axis, each with a lane of its own."""
-        from k2lab.widgets.timeline import Timeline
-
-        return Timeline(self.store)
-
-    def thoughts(self) -> "ThoughtStream":
-        """What they think and say, one run after the other."""
-        from k2lab.widgets.thoughts import ThoughtStream
-
-        return ThoughtStream(self.store)
-
-    def dashboard(self) -> "Dashboard":
-        """All views on one page."""
-        from k2lab.widgets.dashboard import Dashboard
-
-        return Dashboard(self.store)
+        return Store(self)
 
     def show(self) -> "Column":
         """Text and timeline below each other."""
         from k2lab.widgets.base import Column
 
         return Column([self.thoughts(), self.timeline()])
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """A workflow as the last line of a cell shows its widgets."""
-        return self.show()._repr_mimebundle_(**kwargs)
 
     def _events(self) -> Iterator[Event]:
         with within(self._given_up):

@@ -56,7 +56,7 @@ def _bag(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """W_e x for each slot, [slot, out], x [slot, in]; the stack lies as [expert, in, out].
 
     A product with a matrix is a weighted sum of its rows, and an embedding bag adds rows where they
-    lie: all slots in one call, half the time of a product for each (measured).
+    lie: all slots in one call, a fifth less time than a product for each (measured).
     """
     rows = weights.mT.flatten(0, 1)  # [expert · in, out]
     places, starts = _places(weights.shape[0], ids.shape[0], weights.shape[2])
