@@ -23,9 +23,9 @@ from k2lab.agent.tools import Tool, tool
 from k2lab.engine.capture import LEVELS
 from k2lab.engine.events import PromptRead, Stopped, ToolAnswered
 from k2lab.engine.generate import Settings
-from k2lab.engine.sampling import Sampler
 from k2lab.evals.puppet import Puppet, calls
 from k2lab.lab import Lab
+from k2lab.lessons.script import END, scripted
 from k2lab.model.k2 import K2
 from k2lab.paths import asset
 from k2lab.run import LabRun
@@ -37,7 +37,6 @@ from k2lab.trace.trace import Trace
 from k2lab.widgets.details import CapturedDetails
 
 PATIENCE = 60.0
-END = "<|im_end|>"
 LIMIT = 4000  # tokens; the vocabulary is one of bytes
 STEPS = 9
 
@@ -54,10 +53,10 @@ def look(n: int) -> str:
 
 def turn(n: int) -> str:
     asked = calls(("look", str(n), f'{{"n": {n}}}'))
-    return f"<think>Thought {n}.</think>{asked}{END}"
+    return f"<think>Thought {n}.</think>{asked}"
 
 
-TURNS = (*(turn(n) for n in range(STEPS)), f"<think>So.</think>Done.{END}")
+TURNS = (*(turn(n) for n in range(STEPS)), "<think>So.</think>Done.")
 
 
 @pytest.fixture(autouse=True)
@@ -76,12 +75,6 @@ def lab(small_checkpoint: Path) -> Iterator[Lab]:
         made.latest.wait(PATIENCE)
 
 
-def script(lab: Lab, *turns: str) -> Sampler:
-    segments = [Segment("".join(turns), markers=True, kind="answer")]
-    left = iter(lab.tokenizer.encode_segments(segments))
-    return lambda logits: next(left, lab.tokenizer.special(END))
-
-
 def ended(run: LabRun) -> LabRun:
     run.wait(PATIENCE)
     assert run.done and run.error == ""
@@ -89,7 +82,7 @@ def ended(run: LabRun) -> LabRun:
 
 
 def asked(lab: Lab, *turns: str, limit: int = LIMIT, tools: Any = (look,), **rules: Any) -> LabRun:
-    sampler, budget = script(lab, *(turns or TURNS)), Budget(context=limit)
+    sampler, budget = scripted(lab.tokenizer, *(turns or TURNS)), Budget(context=limit)
     given = {"tools": list(tools), "sampler": sampler, "budget": budget, "max_tokens": 20_000}
     return ended(lab.run("Read every page.", **given, **rules))
 
@@ -140,7 +133,7 @@ def test_after_compaction_the_network_computes_what_it_would_from_that_text_alon
 
 
 def test_it_is_told_by_the_prompt_that_is_read_anew(lab: Lab) -> None:
-    given = {"tools": [look], "sampler": script(lab, *TURNS), "max_tokens": 20_000}
+    given = {"tools": [look], "sampler": scripted(lab.tokenizer, *TURNS), "max_tokens": 20_000}
     events = list(lab.events("Read every page.", budget=Budget(context=LIMIT), **given))
     reads = [each for each in events if isinstance(each, PromptRead)]
     fresh = [each for each in reads if each.start == each.context]
@@ -172,7 +165,7 @@ def test_the_latest_results_never_go_so_what_is_too_long_ends_the_run_in_words(l
 
 
 def test_a_turn_that_was_asked_on_is_no_settled_exchange(lab: Lab) -> None:
-    silent = f"<think>Hm.</think>{END}"
+    silent = "<think>Hm.</think>"
     run = asked(lab, silent, *TURNS)
     assert run.trace.answer == "Done." and len(run.trace.contexts) >= 2
     assert "Read every page." in context(run, 1) and "Hm." in context(run, 1)
@@ -194,13 +187,13 @@ def test_a_compacted_run_is_resumed_where_it_was(lab: Lab, tmp_path: Path) -> No
     path, began = tmp_path / "run.journal", threading.Event()
     tools, budget = [hanging(began)], Budget(context=LIMIT)
     given = {"tools": tools, "budget": budget, "secrets": ["Read every"]}
-    sampler = script(lab, *TURNS)
+    sampler = scripted(lab.tokenizer, *TURNS)
     run = lab.run("Read every page.", sampler=sampler, journal=path, max_tokens=20_000, **given)
     assert began.wait(PATIENCE)
     run.stop()
     run.wait(PATIENCE)
     assert len(run.trace.contexts) >= 2
-    again = ended(k2lab.resume(path, lab=lab, sampler=script(lab, TURNS[-1]), **given))
+    again = ended(k2lab.resume(path, lab=lab, sampler=scripted(lab.tokenizer, TURNS[-1]), **given))
     whole = asked(lab)
     assert again.trace.answer == "Done."
     assert again.trace.ids.tolist() == whole.trace.ids.tolist()
@@ -221,7 +214,7 @@ def test_a_compacted_run_branches_in_every_context(place: int, lab: Lab) -> None
     starts = [each.start for each in run.trace.contexts] + [len(run.trace)]
     stop = starts[1] if place == 0 else starts[-1]
     at = max(each for each in run.turns if each < stop) + 4
-    branch = ended(run.branch(at, text="No", sampler=script(lab, f"</think>Stop.{END}")))
+    branch = ended(run.branch(at, text="No", sampler=scripted(lab.tokenizer, "</think>Stop.")))
     assert branch.trace.answer == "Stop."
     assert branch.trace.ids[:at].tolist() == run.trace.ids[:at].tolist()
     first = branch.trace.contexts[-1].start
@@ -247,7 +240,7 @@ def test_an_experiment_and_a_look_at_the_heads_know_what_was_forgotten(lab: Lab)
 
 def test_captured_attention_is_that_of_the_context(lab: Lab) -> None:
     given = {"tools": [look], "max_tokens": 20_000, "capture": "attention"}
-    sampler = script(lab, *TURNS[:5], TURNS[-1])
+    sampler = scripted(lab.tokenizer, *TURNS[:5], TURNS[-1])
     run = ended(lab.run("Read.", sampler=sampler, budget=Budget(context=2500), **given))
     token = len(run.trace) - 2
     assert run.trace.context_of(token) > 0
@@ -302,7 +295,7 @@ class CrashError(Exception):
 def test_a_run_that_crashes_anywhere_near_its_compaction_goes_on_as_if_it_had_not(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "".join((*TURNS[:5], TURNS[-1]))
+    text = "".join(f"{each}{END}" for each in (*TURNS[:5], TURNS[-1]))
     ids = lab.tokenizer.encode_segments([Segment(text, markers=True, kind="answer")])
     given = {"tools": [look], "budget": Budget(context=2500), "sampler": Remembering(list(ids))}
     whole = ended(lab.run("Go.", max_tokens=9000, journal=tmp_path / "whole", **given))
@@ -339,9 +332,9 @@ def test_what_can_hardly_be_shortened_is_not_read_again_at_each_step(lab: Lab) -
         return f"Line {n} " + "of text " * 9
 
     turns = [
-        f"<think>{n}</think>{calls(('look', str(n), json.dumps({'n': n})))}{END}" for n in range(40)
+        f"<think>{n}</think>{calls(('look', str(n), json.dumps({'n': n})))}" for n in range(40)
     ]
-    run = asked(lab, *turns, f"Done.{END}", limit=5200, tools=[look])
+    run = asked(lab, *turns, "Done.", limit=5200, tools=[look])
     assert run.trace.stopped is not None and run.trace.stopped.reason == "length"
     assert 1 <= len(run.trace.contexts) <= 3, run.trace.contexts
     assert run.cache is not None and run.cache.length > 0.9 * 5200  # the room was used
