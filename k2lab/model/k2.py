@@ -31,8 +31,10 @@ from k2lab.tensors.linear import swiglu
 from k2lab.tensors.rope import Rotary, rotate, softmax_scale
 from k2lab.weights.store import WeightStore
 
-Form = Literal["expanded", "absorbed"]
-"""How attention reads the latent: expanded to keys and values, or absorbed into the query."""
+Form = Literal["expanded", "absorbed", "fused"]
+"""How attention reads the latent: expanded to keys and values, or absorbed into the query; or
+expanded and computed by one kernel that never writes the scores out, so that nobody can tap them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ class MLA:
             memory = torch.cat([latent, k_rope], -1)
             if step.cache is not None:
                 memory = step.cache.append(self.layer, memory)
-            attend = self._expanded if step.form == "expanded" else self._absorbed
+            attend = self._absorbed if step.form == "absorbed" else self._expanded
+            attend = self._fused if step.form == "fused" else attend
             heads = tap(site.heads, attend(q_nope, q_rope, memory, w.kv_b_proj, step))
             return tap(site.output, F.linear(heads.flatten(2), w.o_proj))
 
@@ -133,6 +136,24 @@ class MLA:
         mixed = torch.bmm(attention, memory[..., : self.rank])  # [b, t·h, c]
         mixed = mixed.view(batch * tokens, -1, self.rank).transpose(0, 1)
         return torch.bmm(mixed, w_uv.mT).transpose(0, 1).view(batch, tokens, heads, -1)
+
+    def _fused(
+        self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor, step: Step
+    ) -> Tensor:
+        """The same in one kernel, for text that is only read: no site of the scores fires."""
+        latent, k_rope = memory[..., : self.rank], memory[..., self.rank :]
+        w_uk, w_uv = self._up(kv_b)
+        k_nope = torch.einsum("bsc,hnc->bhsn", latent, w_uk)
+        k_rope = k_rope.unsqueeze(1).expand(*k_nope.shape[:3], -1)
+        query = torch.cat([q_nope, q_rope], -1).transpose(1, 2)
+        key = torch.cat([k_nope, k_rope], -1)
+        value = torch.einsum("bsc,hvc->bhsv", latent, w_uv)
+        # The kernel wants values as wide as keys; what is added is zero and is cut off again.
+        value = F.pad(value, (0, key.shape[-1] - value.shape[-1]))
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=step.mask, scale=self.scale.item()
+        )
+        return mixed.transpose(1, 2)[..., : self.config.v_head_dim]
 
     def _up(self, kv_b: Tensor) -> tuple[Tensor, Tensor]:
         """W^{UK} [h, n, c] and W^{UV} [h, v, c]."""

@@ -15,7 +15,7 @@ from k2lab.evals.stats import Share
 from k2lab.model.export import sha256, write_sums
 from k2lab.spec.costs import parameters
 from k2lab.tensors.shards import SINGLE
-from k2lab.train.data import CHAIN, CHAIN_EVERY, LEARNED, LONGEST, PASSAGE_EVERY, POOL
+from k2lab.train.data import CHAIN, CHAIN_EVERY, LEARNED, LONGEST, PART, PASSAGE_EVERY, POOL
 from k2lab.train.nano import VOCABULARY_SEED, VOCABULARY_TASKS
 from k2lab.train.record import write_record
 from k2lab.train.sft import Progress, Training
@@ -93,7 +93,7 @@ stopped. The plan was changed between sittings, as listed below.
   model's own tokens only.
 - Long chains: {POOL // PASSAGE_EVERY} ends of queues of up to {LONGEST} calls to {POOL:,} tasks,
   what lies before them cut out but for the question; and {POOL // CHAIN_EVERY} whole queues of up
-  to {CHAIN[1]} calls, of which the last {LEARNED} are learned.
+  to {CHAIN[1]} calls, of which the last {LEARNED} are learned, and {LEARNED} of each {PART} before.
 - Tokenizer: byte pairs of {VOCABULARY_TASKS:,} conversations, seed {VOCABULARY_SEED}.
 - MuonClip: matrices with Muon at {plan.muon_rate}, the rest with AdamW at {plan.adam_rate};
   warm-up {plan.warmup} steps, then constant, then linear to 2 %; QK-clip at {plan.tau:g}.

@@ -6,7 +6,7 @@ padding stays small. The order is a function of (seed, pool), so a resumed run s
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +22,10 @@ STRIDE = 1_000_003  # keeps the task seeds of neighbouring pools apart
 PASSAGE_EVERY = 32  # tasks of a pool, for each of which it holds an end of a long chain
 LONGEST = 300  # calls of a long chain
 PASSAGE = (6, 40)  # calls that are left of it, fewest and most
-CHAIN_EVERY = 512  # tasks of a pool, for each of which it holds a long chain as a whole
-CHAIN = (40, 150)  # calls of such a chain, fewest and most
-LEARNED = 12  # calls at its end that are learned
+CHAIN_EVERY = 256  # tasks of a pool, for each of which it holds a long chain as a whole
+CHAIN = (40, LONGEST)  # calls of such a chain, fewest and most
+LEARNED = 12  # calls at its end that are learned, and as many in each part before it
+PART = 60  # calls of such a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +87,29 @@ def passage(task: Task, tokenizer: Tokenizer, calls: int) -> Document:
     kept = _document([question, *chain[-2 * calls :], answer], tokenizer)
     if 2 * calls >= len(chain):
         return kept
-    return _learned_from(1, kept, tokenizer)
+    return _only(range(1, calls + 1), kept, tokenizer)
 
 
-def chain(task: Task, tokenizer: Tokenizer) -> Document:
-    """A whole chain of calls, of which only the end is learned: it shows how far away the rest is.
+def chain(task: Task, tokenizer: Tokenizer, rng: random.Random) -> Document:
+    """A whole chain of calls, of which the end is learned, and a stretch of each part before it.
 
     A head that finds the last total among thousands of tokens has to do so against all of them.
+    What lies between is only read, and read once for all stretches.
     """
     calls = (len(task.messages) - 2) // 2
-    return _learned_from(max(0, calls - LEARNED), document(task, tokenizer), tokenizer)
+    last = max(0, calls - LEARNED)
+    starts = [part + rng.randrange(PART - LEARNED) for part in range(0, last - PART + 1, PART)]
+    turns = [turn for start in starts for turn in range(start, start + LEARNED)]
+    return _only([*turns, *range(last, calls + 1)], document(task, tokenizer), tokenizer)
 
 
-def _learned_from(turn: int, made: Document, tokenizer: Tokenizer) -> Document:
-    """The document with nothing to learn before this turn of the model."""
-    starts = [k for k, each in enumerate(made.ids) if each == tokenizer.special("<|im_assistant|>")]
-    return Document(made.ids, (*(starts[turn] * (False,)), *made.said[starts[turn] :]))
+def _only(turns: Collection[int], made: Document, tokenizer: Tokenizer) -> Document:
+    """The document with nothing to learn but these turns of the model, counted from 0."""
+    said, turn = list[bool](), -1
+    for token, learned in zip(made.ids, made.said, strict=True):
+        turn += token == tokenizer.special("<|im_assistant|>")
+        said.append(learned and turn in turns)
+    return Document(made.ids, tuple(said))
 
 
 def passages(seed: int, tokenizer: Tokenizer) -> list[Document]:
@@ -114,7 +122,7 @@ def passages(seed: int, tokenizer: Tokenizer) -> list[Document]:
         length = rng.randint(*CHAIN) if whole else rng.randint(PASSAGE[0], LONGEST)
         (task,) = generate(seed + number, 1, split="train", families=["queue"], queue_length=length)
         calls = round(math.exp(rng.uniform(low, high)))
-        made.append(chain(task, tokenizer) if whole else passage(task, tokenizer, calls))
+        made.append(chain(task, tokenizer, rng) if whole else passage(task, tokenizer, calls))
     return made
 
 

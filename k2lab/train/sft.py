@@ -22,7 +22,7 @@ from torch import Tensor
 
 from k2lab.engine.taps import untouched
 from k2lab.model.cache import LatentCache
-from k2lab.model.k2 import K2, Step
+from k2lab.model.k2 import K2, Form, Step
 from k2lab.spec.config import K2Config
 from k2lab.spec.sites import Tap
 from k2lab.text.tokenizer import Tokenizer
@@ -215,7 +215,7 @@ class Training:
         self.adam.zero_grad(set_to_none=True)
         largest = {
             layer: torch.stack([each.largest[layer] for each in learned]).amax(0)
-            for layer in learned[0].largest
+            for layer in range(self.config.num_hidden_layers)
         }
         clips = qk_clip(self.store.parameters, largest, self.config, plan.tau)
         loads = {
@@ -242,32 +242,36 @@ class Training:
     def learn(self, batch: Batch, said: int, places: Tensor | None = None) -> "Learned":
         """One batch's share of the step's loss (a mean over `said` tokens), and its gradients.
 
-        What stands far before the first word to learn is read into a cache, without gradients.
+        What stands far before words to learn is read into a cache, without gradients.
         """
-        learned = Learned()
+        learned = Learned(self.config)
         inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]
         if places is None:
             places = torch.arange(inputs.shape[1]).repeat(len(inputs), 1)
-        cache, read = None, int(mask.any(0).nonzero()[0])  # tokens before the first to be learned
-        if read > LONG:
-            cache = LatentCache(self.config, batch=len(inputs))
+        cache = LatentCache(self.config, batch=len(inputs))
+        for now in stretches(mask.any(0)):
             with torch.no_grad():
-                for start in range(0, read, LONG):
-                    now = slice(start, min(start + LONG, read))
-                    self.model.hidden(inputs[:, now], self._step(places[:, now], cache, untouched))
-            inputs, targets, mask = inputs[:, read:], targets[:, read:], mask[:, read:]
-            places = places[:, read:]
-        step = self._step(places, cache, learned.tap)
-        logits = self.model.logits(self.model.hidden(inputs, step)[mask], step)
-        loss = F.cross_entropy(logits, targets[mask], reduction="sum") / said
-        learned.gradients = torch.autograd.grad(loss, list(self.store.parameters.values()))
-        learned.loss = loss.item()
+                for start in range(cache.length, now.start, LONG):
+                    part = slice(start, min(start + LONG, now.start))
+                    read = self._step(places[:, part], cache, untouched)
+                    self.model.hidden(inputs[:, part], read)
+            # A fork takes what is learned: gradients do not reach back into what was read.
+            step = self._step(places[:, now], cache.fork(), learned.tap)
+            here = mask[:, now]
+            logits = self.model.logits(self.model.hidden(inputs[:, now], step)[here], step)
+            loss = F.cross_entropy(logits, targets[:, now][here], reduction="sum") / said
+            learned.add(loss, list(self.store.parameters.values()))
         return learned
 
-    def _step(self, places: Tensor, cache: LatentCache | None, tap: Tap) -> Step:
-        """A step of tokens at these positions [row, token]."""
+    def _step(self, places: Tensor, cache: LatentCache, tap: Tap) -> Step:
+        """A step of tokens at these positions [row, token].
+
+        Far into a long text attention is fused, which takes less than half the time (measured);
+        largest logits are watched in the rest.
+        """
         table = self.model.rotary(0, int(places.max()) + 1, self.model.device)
-        step = self.model.step(places.shape[1], cache=cache, tap=tap)
+        form: Form = "fused" if cache.length >= LONG else "expanded"
+        step = self.model.step(places.shape[1], cache=cache, tap=tap, form=form)
         return replace(step, rotation=table[places])
 
 
@@ -284,22 +288,48 @@ class Update:
 class Learned:
     """What one batch gives to the step."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: K2Config) -> None:
         self.loss = 0.0
         self.gradients: tuple[Tensor, ...] = ()
-        self.largest: dict[int, Tensor] = {}  # attention logit per head [head], by layer
+        # Largest attention logit per head [head], by layer; 0 where attention was fused.
+        none = torch.zeros(config.num_attention_heads)
+        self.largest = dict.fromkeys(range(config.num_hidden_layers), none)
         self.load: dict[int, Tensor] = {}  # tokens per expert [expert], by MoE layer
         self._experts = 0
+
+    def add(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Take in a share of the loss and its gradients."""
+        fresh = torch.autograd.grad(loss, parameters)
+        both = zip(self.gradients or fresh, fresh, strict=True)
+        self.gradients = tuple(a + b for a, b in both) if self.gradients else fresh
+        self.loss += loss.item()
 
     def tap(self, site: str, value: Tensor) -> Tensor:
         """Watches attention logits and the router's choices."""
         if site.endswith("self_attn.scores"):
-            self.largest[_layer(site)] = value.detach().amax((0, 2, 3))
+            layer, largest = _layer(site), value.detach().amax((0, 2, 3))
+            self.largest[layer] = largest.maximum(self.largest[layer])
         elif site.endswith("router.scores"):
             self._experts = value.shape[-1]
         elif site.endswith("router.experts"):
-            self.load[_layer(site)] = torch.bincount(value.flatten(), minlength=self._experts)
+            layer, load = _layer(site), torch.bincount(value.flatten(), minlength=self._experts)
+            self.load[layer] = load + self.load.get(layer, 0)
         return value
+
+
+def stretches(learned: Tensor) -> list[slice]:
+    """Where a batch has tokens to learn (`learned` [token]), with what stands shortly before them.
+
+    Between two stretches lie more than `LONG` tokens that are only read.
+    """
+    made, end = list[slice](), 0
+    for place in learned.nonzero().flatten().tolist():
+        if place - end > LONG or not made:
+            made.append(slice(place if place - end > LONG else end, place + 1))
+        else:
+            made[-1] = slice(made[-1].start, place + 1)
+        end = place + 1
+    return made
 
 
 def spread(ids: Tensor, starts: Tensor, reach: int, gaps: random.Random) -> Tensor | None:

@@ -115,7 +115,7 @@ def recall(draw: Draw) -> Draft:
         rng.shuffle(kinds)
         asked = kinds[: rng.choice((1, 1, 2))]
         missing = [kind for kind in KINDS if kind not in kinds]
-        if missing and rng.random() < 0.2:
+        if missing and rng.random() < 0.35:
             asked.insert(rng.randint(0, len(asked)), rng.choice(missing))
         for kind in asked:
             conversation.say(draw.phrasing("recall.ask").format(kind=kind))

@@ -48,12 +48,21 @@ def close(first: Tensor, second: Tensor, tolerance: float = 2e-5) -> bool:
 
 @pytest.mark.parametrize("changes", SHAPES)
 @pytest.mark.parametrize("tokens", [1, 2, 40])
-def test_absorbed_attention_equals_expanded(
-    changes: dict[str, Any], tokens: int, tiny_config: Configs, tiny_model: Models
+@pytest.mark.parametrize("form", ["absorbed", "fused"])
+def test_absorbed_and_fused_attention_equal_expanded(
+    changes: dict[str, Any], tokens: int, form: Form, tiny_config: Configs, tiny_model: Models
 ) -> None:
     config = tiny_config(**changes)
     model, ids = tiny_model(config), ids_of(config, 2, tokens)
-    assert close(forward(model, ids, form="absorbed"), forward(model, ids, form="expanded"))
+    assert close(forward(model, ids, form=form), forward(model, ids, form="expanded"))
+
+
+def test_fused_attention_goes_on_from_a_cache(tiny_config: Configs, tiny_model: Models) -> None:
+    config = tiny_config()
+    model, ids = tiny_model(config), ids_of(config, 2, 40)
+    cache = LatentCache(config, batch=2)
+    parts = [forward(model, part, cache=cache, form="fused") for part in ids.split(13, 1)]
+    assert close(torch.cat(parts, 1), forward(model, ids, form="expanded"))
 
 
 @pytest.mark.parametrize("changes", SHAPES)

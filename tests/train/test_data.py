@@ -1,6 +1,9 @@
 """Training data: the mask covers the model's own words and nothing else; the order is fixed."""
 
+import re
 from itertools import islice
+from operator import ge
+from random import Random
 
 import pytest
 import torch
@@ -167,12 +170,29 @@ def test_a_passage_is_the_question_and_the_end_of_the_chain(tiny_tokenizer: Toke
 
 def test_of_a_whole_chain_the_last_calls_are_learned(tiny_tokenizer: Tokenizer) -> None:
     (task,) = generate(4, 1, split="train", families=["queue"], queue_length=30)
-    made, whole = chain(task, tiny_tokenizer), document(task, tiny_tokenizer)
+    made, whole = chain(task, tiny_tokenizer, Random(1)), document(task, tiny_tokenizer)
     assert made.ids == whole.ids
     first = made.said.index(True)
     assert made.said[first:] == whole.said[first:]
-    learned = tiny_tokenizer.decode([i for i, s in zip(made.ids, made.said, strict=True) if s])
-    assert [f"next_item:{k}<" in learned for k in (18, 19, 30)] == [False, True, True]
+    assert _learned(made, tiny_tokenizer) == [*range(19, 31)]
+
+
+def test_of_a_long_chain_a_stretch_of_each_part_is_learned_too(tiny_tokenizer: Tokenizer) -> None:
+    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=150)
+    made, whole = chain(task, tiny_tokenizer, Random(1)), document(task, tiny_tokenizer)
+    assert made.ids == whole.ids and all(map(ge, whole.said, made.said))
+    calls = _learned(made, tiny_tokenizer)
+    first, second, last = calls[:12], calls[12:24], calls[24:]
+    assert (first[-1] - first[0], second[-1] - second[0]) == (11, 11)
+    assert 0 <= first[0] <= 48 and 60 <= second[0] <= 108
+    assert last == [*range(139, 151)]
+    assert chain(task, tiny_tokenizer, Random(2)) != made
+
+
+def _learned(made: Document, tokenizer: Tokenizer) -> list[int]:
+    """Numbers of the calls that are learned."""
+    text = tokenizer.decode([i for i, s in zip(made.ids, made.said, strict=True) if s])
+    return [int(found) for found in re.findall(r"next_item:(\d+)<", text)]
 
 
 @pytest.mark.usefixtures("small_pools")

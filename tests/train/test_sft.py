@@ -171,6 +171,30 @@ def test_what_is_only_read_changes_no_loss_and_gives_no_gradients_of_its_own(
         assert counted < 0.5 * sum(int(each.sum()) for each in whole.load.values())
 
 
+def test_stretches_far_apart_are_each_learned_after_all_that_stands_before(
+    config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(config, tiny_tokenizer, PLAN)
+    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=8)
+    batch = data.padded([data.document(task, tiny_tokenizer)], 0)
+    size = batch.ids.shape[1]
+    batch.said[:, 120 : size - 60] = False
+    said = int(batch.said.sum())
+    whole = training.learn(batch, said)
+    monkeypatch.setattr(sft, "LONG", 60)
+    first, second = sft.stretches(batch.said[:, 1:].any(0))
+    assert first.start == 0 and first.stop < 120 and second.start >= size - 61
+    assert sft.stretches(torch.zeros(9, dtype=torch.bool)) == []
+    parts = training.learn(batch, said)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    head = list(training.store.parameters).index("lm_head.weight")  # no way through the cache
+    torch.testing.assert_close(parts.gradients[head], whole.gradients[head], rtol=1e-4, atol=1e-6)
+    tokens = (first.stop - first.start) + (second.stop - second.start)
+    assert int(parts.load[1].sum()) == tokens * config.num_experts_per_tok
+    assert parts.largest[0].gt(0).all()  # of the first stretch: the second is fused
+    assert (parts.largest[0] <= whole.largest[0] + 1e-4).all()
+
+
 def test_experts_are_int4_in_the_decay(
     config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
