@@ -26,7 +26,7 @@ from k2lab.agent.terms import Approver, NoWitness, Request, Terms, nobody
 from k2lab.agent.tools import Tool, call
 from k2lab.branch import Token, again, ask_again, beyond, given_ids, given_in, subject_of, turn_of
 from k2lab.engine.edits import Edit, Json, unique
-from k2lab.engine.events import Event, PromptRead
+from k2lab.engine.events import Event, PromptRead, TokenChosen
 from k2lab.engine.experiment import Experiment, experiment
 from k2lab.engine.generate import Settings
 from k2lab.engine.sampling import Sampler, anew, at, named
@@ -277,19 +277,27 @@ class LabRun(Run, Shown):
         prompt, held = whole.after(cache.length) + more, whole.after(0, cache.length)
         times = trace.seconds[~np.isnan(trace.seconds)]
         seconds = float(times[-1]) if len(times) else 0.0
-        by_hand = bool(given) and given[-1] in self.lab.config.stop_ids
-        steps = len(self.turns) - 1
+        stops = self.lab.config.stop_ids
+        by_hand = bool(given) and given[-1] in stops
+        within = [each for each in trace.contexts[1:] if int(trace.ids[each.start - 1]) not in stops]
+        steps = len(self.turns) - 1 - len(within)  # a turn that was compacted in is still one
         place = Place(prompt, cache, (*turn, *given), steps, seconds, by_hand=by_hand)
         return replace(place, held=held, first=first)
 
     def _noting(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, while the beginnings of turns are noted; nothing of the prefix twice."""
+        header, reading = self.lab.tokenizer.special("<|im_middle|>"), False
         try:
             for event in events:
                 if isinstance(event, PromptRead) and event.start >= self._given:
-                    if self.turns and self.turns[-1] == event.start:  # the next part of one prompt
-                        self.turns.pop()
-                    self.turns.append(event.start + len(event.ids))
+                    if not reading or event.start == event.context:
+                        self.turns.append(event.start)
+                    ends = [n for n, each in enumerate(event.ids, 1) if each == header]
+                    if ends:  # the last one opens the turn, of which more may have been written
+                        self.turns[-1] = event.start + ends[-1]
+                    reading = True
+                elif isinstance(event, TokenChosen):
+                    reading = False
                 fresh = beyond(self.trace, event)
                 if fresh is not None:
                     yield fresh

@@ -67,7 +67,7 @@ export const PROVENANCE = {
  * @param {any} status @param {any} about @param {number} tokens
  */
 export function statusParts(status, about, tokens) {
-  const words = { answer: "answered", length: "token limit reached", stopped: "stopped by you", budget: "step budget used up", error: "failed" };
+  const words = { answer: "answered", length: "token limit reached", stopped: "stopped by you", budget: "step budget used up", context: "context full", error: "failed" };
   const name = status.state ?? "waiting";
   const state = status.reason ? `${name}: ${words[status.reason] ?? status.reason}` : name;
   const facts = [about.model, `${tokens.toLocaleString("en-GB")} tokens`];

@@ -3,17 +3,19 @@
     near its limit → compact → the cache is emptied → what is left is read anew
 
 The conversation is cut where its messages end, at tokens that no text from outside can hold. What
-the model wrote stays as it wrote it, token for token; results are hidden first, then settled
-exchanges go (`memory.compact`). The tokens before stay in the trace and in the journal: each
-token's index goes on counting, and `PromptRead.context` tells from where on things are remembered.
+the model wrote stays as it wrote it, token for token, also a turn that it has not ended; results
+are hidden first, then settled exchanges go (`memory.compact`). Results that do not fit even so are
+cut before they are read. The tokens before stay in the trace and in the journal: each token's index
+goes on counting, and `PromptRead.context` tells from where on things are remembered.
 Not here: what is hidden, and in which order (`memory.py`).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from k2lab.agent.memory import Memory, compact
+from k2lab.agent.memory import Memory, compact, cut_notice
 from k2lab.agent.turns import Mind
-from k2lab.engine.generate import Prompt
+from k2lab.engine.generate import Prompt, pieces
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.text.messages import Call, Message, Role
@@ -23,6 +25,9 @@ FULL = 0.85  # of the room: from there on it is compacted, where Moonshot's own 
 AIMS = (0.5, 0.6, 0.7)  # of the room: so far it is shortened, as all that is left is read again
 LAST = (0.8, 0.9)  # the same where the run would end otherwise
 AGAIN = 0.02  # of the room, that more must have come before it is tried again in vain
+SPARE = 1  # token of the room that is not used: a full context can be read again and gone on with
+SHARES = (1.0, 0.5, 0.25, 0.1)  # of the room, that new results may take; the first that fits holds
+CHARACTERS = 16  # looked at for each token of room: more than a token holds in any usual text
 
 
 class Context:
@@ -41,6 +46,11 @@ class Context:
     def length(self) -> int:
         """Tokens that are remembered."""
         return sum(len(each.ids) for each in self._parts)
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still come before it is full."""
+        return max(0, self.room - SPARE - self.length)
 
     @property
     def next(self) -> int:
@@ -63,7 +73,7 @@ class Context:
         What is hidden goes into the memory, and its citation stands in its place.
         """
         whole = self.length + len(prompt.ids)
-        fits_still = whole < self.room
+        fits_still = whole < self.room - SPARE
         if fits_still and whole < max(FULL * self.room, self._in_vain):
             return None
         frames, tail = self._frames(prompt)
@@ -97,6 +107,35 @@ class Context:
         self._in_vain = int(whole + AGAIN * self.room)
         return None
 
+    def cut(
+        self, messages: Sequence[Message], share: float, memory: Memory | None = None
+    ) -> list[Message]:
+        """The messages, of which the results take at most this share of the room together.
+
+        The longest are cut, to equal lengths. Their whole texts go into the memory, and where each
+        breaks off stands the citation of what follows.
+        """
+        lengths = [len(self._parts_of(each)) if each.role == "tool" else 0 for each in messages]
+        most = fair(lengths, int(share * self.room))
+        return [
+            each if length <= most else self._cut(each, most, memory)
+            for each, length in zip(messages, lengths, strict=True)
+        ]
+
+    def _cut(self, message: Message, most: int, memory: Memory | None) -> Message:
+        """The result's beginning with a notice, at most so many tokens where the notice fits."""
+        whole, text = len(message.content), message.content
+        keep = memory.keep if memory is not None and text.strip() else None
+        longest = cut_notice(text, whole, keep)  # its figures have the most digits
+        shown = most - len(self.mind.tokenizer.encode(longest))
+        start = "".join(self._parts_of(message)[: max(0, shown)])
+        return replace(message, content=start + cut_notice(text, len(start), keep))
+
+    def _parts_of(self, message: Message) -> list[str]:
+        """The texts of a result's tokens, of those that could ever fit."""
+        start, tokenizer = message.content[: CHARACTERS * self.room], self.mind.tokenizer
+        return pieces(tokenizer.encode(start), tokenizer)
+
     def _frames(self, prompt: Prompt) -> tuple[list[tuple[Message, Prompt]], Prompt]:
         """The messages so far with their tokens, and the tokens that open the next turn."""
         whole = Prompt.joined([*self._parts, prompt])
@@ -128,3 +167,18 @@ class Context:
         head, _, content = text.partition("\n")
         name = "".join(tokens.texts[1 : tokens.ids.index(special("<|im_middle|>"))])
         return Message("tool", content, call_id=head.removeprefix("## Return of "), name=name)
+
+
+def fair(lengths: Sequence[int], most: int) -> int:
+    """The length to which the longer ones are to be cut, so that all together take `most`.
+
+    >>> fair([10, 200, 300], 110), fair([10, 20], 110)
+    (50, 20)
+    """
+    ordered = sorted(lengths)
+    for place, length in enumerate(ordered):
+        share = most // (len(ordered) - place)
+        if length > share:
+            return share
+        most -= length
+    return ordered[-1] if ordered else 0

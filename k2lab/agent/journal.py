@@ -72,7 +72,7 @@ class Journal:
         self.path, self.run = path, ""
         self._file, self._key, self._veil, self._tokenizer = file, key, veil, tokenizer
         self._count, self._last = 0, _FIRST
-        self._turns: dict[int, int] = {}  # step to the number of its tokens
+        self._turns: dict[tuple[int, int], int] = {}  # tokens by step and context
         self._opened = False
 
     @classmethod
@@ -135,7 +135,9 @@ class Journal:
         made._last = _hash(kept.split(b"\n")[-2] + b"\n")
         made._count = len(records)
         turns = [each.facts for each in records if each.kind == "turn"]
-        made._turns = {each["step"]: length(each["chosen"]) for each in turns}
+        made._turns = {
+            (each["step"], each.get("context", 0)): length(each["chosen"]) for each in turns
+        }
         made._opened = any(each.kind == "opened" for each in records)
         if torn:
             os.ftruncate(file, len(kept))
@@ -155,12 +157,12 @@ class Journal:
             self._opened = True
             facts["given"] = self._tokens(facts["given"])
         elif kind == "turn":
-            step, chosen = facts["step"], facts["chosen"]
-            if len(chosen) <= self._turns.get(step, -1):  # a resumed run reads its last turn again
+            place, chosen = (facts["step"], facts.get("context", 0)), facts["chosen"]
+            if len(chosen) <= self._turns.get(place, -1):  # a resumed run reads its last turn again
                 return
-            if not self._turns or step in self._turns:  # it stands in what was opened, or before
+            if not self._turns or place in self._turns:  # it stands in what was opened, or before
                 facts["given"] = None
-            self._turns[step] = len(chosen)
+            self._turns[place] = len(chosen)
             facts["given"] = self._tokens(facts["given"])
             facts["chosen"] = self._tokens(as_given(chosen, self._tokenizer))
         self._write(kind, facts)

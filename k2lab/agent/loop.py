@@ -4,7 +4,7 @@
 
 One cache lives through the whole run: results are appended after what the model wrote, and nothing
 is read twice, unless the context is nearly full: then it is compacted, and read anew in the same
-run. A conversation begins at an `opening`, or goes on from any `Place`. Whatever goes wrong with a
+run, also in the middle of a turn. A conversation begins at an `opening`, or goes on from any `Place`. Whatever goes wrong with a
 call becomes a text that the model gets to read; a turn that is neither call nor answer is asked on,
 twice at most. Every call has a key of its own, step.position: wire ids are not unique.
 Not here: how a turn is written (`turns.py`), how room is made (`context.py`), how calls are made
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from k2lab.agent.budget import Meter, Spent
 from k2lab.agent.calling import POLL, Done, Job, perform_all
-from k2lab.agent.context import Context
+from k2lab.agent.context import SHARES, Context
 from k2lab.agent.repeats import END, WARNINGS, WITHDRAWN, Repeats, signature
 from k2lab.agent.terms import Decision, Request, Terms
 from k2lab.agent.tools import Outcome, Tool, canonical_arguments, declare, read_arguments
@@ -156,28 +156,31 @@ class _Loop:
 
     def _run(self) -> Steps:
         place, most = self.place, self.terms.budget.steps
-        prompt, begun, nudges = place.prompt, place.turn, 0
+        prompt, begun, nudges, step = place.prompt, place.turn, 0, place.steps
         self.terms.witness.note("opened", given=prompt)
         for each in place.earlier:
             yield from self.pen.read(each, self._settings())
             self.context.renew()
-        for step in range(place.steps, most):
+        while step < most:
             self.meter.check()
             self.context.add(prompt)
             written = yield from self.pen.write(prompt, self._settings(begun))
             turn = written.turn
             self.context.add(written.prompt.after(len(begun)))
-            begun = ()
             self.terms.witness.note(
-                "turn", step=step, given=prompt, chosen=written.ids,
-                context=self.context.number, seconds=self.meter.clock(),
+                "turn", step=step, given=prompt.after(0, len(prompt.ids) - len(begun)),
+                chosen=written.ids, context=self.context.number, seconds=self.meter.clock(),
                 draws=state_of(self.settings.sampler),
             )  # fmt: skip
+            if not written.whole and (shorter := self._room_within()) is not None:
+                prompt, begun = shorter, written.ids  # the turn goes on in another context
+                continue
+            begun = ()
             for error in turn.errors:
                 yield Misread(error.kind, error.text)
             if not written.whole:
                 yield Answered(turn.content, turn.reasoning)
-                return self._cut_short()
+                return self._cut_short(written)
             if turn.calls:
                 nudges, messages = 0, (yield from self._calls(step, written))
                 if messages is None:
@@ -191,26 +194,45 @@ class _Loop:
                 text = ASKED_ON[why].format(problems=_problems(turn))
                 yield Nudged(why, text)
                 messages = [Message("system", text)]
-            prompt = self._room_for(Prompt.of(render(messages, system=None), self.mind.tokenizer))
-            if place.cache.length + len(prompt.ids) + 1 > self.context.room:
-                return self._stopped("length", "The tool results do not fit the context.")
+            following = self._room_for(messages)
+            if following is None:
+                return self._full("What was to be read next does not fit, however it is cut.")
+            prompt, step = following, step + 1
         return self._stopped("budget", f"{most} turns without an answer.")
 
     def _settings(self, begun: tuple[int, ...] = ()) -> Settings:
         """Those of the next turn, which goes on after the ids it has begun with."""
-        left = max(0, self.meter.left(self.settings.max_tokens))
+        left = max(0, min(self.meter.left(self.settings.max_tokens), self.context.left))
         return replace(self.settings, max_tokens=left, turn=begun, first=self.context.first)
 
-    def _room_for(self, prompt: Prompt) -> Prompt:
-        """What is to be read next: the prompt, or the whole context compacted with it."""
+    def _room_for(self, messages: Sequence[Message]) -> Prompt | None:
+        """What is to be read next: the messages, or the whole context compacted with them.
+
+        Results are cut where they do not fit otherwise; None: nothing helps.
+        """
+        for share in SHARES:
+            shown = self.context.cut(messages, share, self.terms.memory)
+            prompt = Prompt.of(render(shown, system=None), self.mind.tokenizer)
+            prompt = self._compacted(prompt) or prompt
+            if len(prompt.ids) < self.context.left:
+                return prompt
+        return None
+
+    def _room_within(self) -> Prompt | None:
+        """The compacted context with the turn so far, where that turn has filled it."""
+        if self.context.left or self.meter.left(self.settings.max_tokens) <= 0:
+            return None
+        return self._compacted(NOTHING)
+
+    def _compacted(self, prompt: Prompt) -> Prompt | None:
+        """All that is remembered with the prompt, to be read anew; None: it stays as it is."""
         shorter = self.context.compacted(prompt, self.terms.memory)
-        if shorter is None:
-            return prompt
-        tokens = self.context.length + len(prompt.ids)
-        self.terms.witness.note(
-            "compacted", first=self.context.next, tokens=tokens, kept=len(shorter.ids)
-        )
-        self.context.renew()
+        if shorter is not None:
+            tokens = self.context.length + len(prompt.ids)
+            self.terms.witness.note(
+                "compacted", first=self.context.next, tokens=tokens, kept=len(shorter.ids)
+            )
+            self.context.renew()
         return shorter
 
     def _calls(self, step: int, written: Written) -> Generator[Event, None, list[Message] | None]:
@@ -323,11 +345,24 @@ class _Loop:
     def _changes(self, name: str) -> bool:
         return name in self.tools and self.tools[name].effect != "reads"
 
-    def _cut_short(self) -> Stopped:
+    def _cut_short(self, written: Written) -> Stopped:
         limit = self.terms.budget.tokens
         if limit is not None and self.meter.tokens >= limit:
             return self._stopped("budget", f"{limit} tokens without an answer.")
-        return self._stopped("length", "The token limit was reached.")
+        if self.context.left or self.meter.left(self.settings.max_tokens) <= 0:
+            return self._stopped("length", "The token limit was reached.")
+        return self._full(f"{len(written.ids)} of its tokens are this turn's, which has no end yet.")
+
+    def _full(self, why: str) -> Stopped:
+        """The end of a run whose context is full, and nothing in it can make room."""
+        room, most = self.context.room, self.mind.model.config.max_position_embeddings
+        mend = (
+            f"give `Budget(context=…)` more than {room}, at most {most}"
+            if room < most
+            else "ask for less at once, or load a model with a longer context"
+        )
+        found = f"The context of {room} tokens is full, and nothing older can make room."
+        return self._stopped("context", f"{found} {why} Mend: {mend}.")
 
     def _stopped(self, reason: Reason, detail: str) -> Stopped:
         return Stopped(reason, detail, self.meter.tokens, self.meter.clock())

@@ -30,6 +30,8 @@ LONGEST_FACT = 500  # characters of one fact in the scratch buffer
 HIDDEN = "[hidden to save room: {n} characters; the call may be made again]"
 KEPT = "[hidden to save room; recall {citation}]"
 HIDES = ("[hidden to save room", 200)  # how such a text begins, and more than its length
+CUT = "\n[cut to save room: characters 0-{shown} of {whole}; ask for less at once]"
+CUT_KEPT = "\n[cut to save room: characters 0-{shown} of {whole}; recall {citation} for more]"
 CITATION = re.compile(r"[^:]+:\d+-\d+")
 SCRATCH = "Facts from earlier results:\n"
 
@@ -167,6 +169,21 @@ def compact(
         expected="room for the question, its open calls and their latest results.",
         mend="Ask for shorter results, or load a model with a longer context.",
     )
+
+
+def cut_notice(content: str, shown: int, keep: Callable[[str], str] | None = None) -> str:
+    """What stands after the first `shown` characters of a result in the place of the others.
+
+    Where the result is kept, it is the citation of what follows, a little shorter than what is
+    shown, so that it fits where that did.
+    """
+    whole = len(content)
+    if keep is None:
+        return CUT.format(shown=shown, whole=whole)
+    source = keep(content).rpartition(":")[0]
+    start = min(shown, whole - 1)
+    stop = min(whole, start + max(1, 3 * shown // 4))
+    return CUT_KEPT.format(shown=shown, whole=whole, citation=f"{source}:{start}-{stop}")
 
 
 def _with_facts(messages: list[Message], scratch: Scratch | None) -> list[Message]:

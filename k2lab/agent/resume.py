@@ -50,11 +50,12 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
         raise _no_way_on("The run was interrupted before it began", "a run with a prompt")
     prompt, earlier = _tokens(opened.facts["given"], journal, mind), list[Prompt]()
     turns = _turns(records)
-    turn: tuple[int, ...] = ()
-    first, tokens, step = 0, 0, max(turns, default=0)
+    lasts = {number: facts for (number, _), facts in turns.items()}  # a turn may have parts
+    turn, before = tuple[int, ...](), -1
+    first, tokens, step = 0, 0, max(lasts, default=0)
     begins, events = list[int](), list[ToolAsked | ToolAnswered]()
-    for number, facts in turns.items():
-        if facts.get("context", 0) > len(earlier):  # compacted before this turn
+    for (number, context), facts in turns.items():
+        if context > len(earlier):  # compacted before this turn, or in the middle of it
             earlier.append(prompt)
             first += len(prompt.ids)
             prompt = NOTHING
@@ -62,8 +63,9 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
             prompt += _tokens(facts["given"], journal, mind)
         chosen = _tokens(facts["chosen"], journal, mind)
         begins.append(first + len(prompt.ids))
-        prompt, turn, tokens = prompt + chosen, chosen.ids, tokens + len(chosen.ids)
-        if number < step:
+        tokens += len(chosen.ids) - (len(turn) if number == before else 0)
+        prompt, turn, before = prompt + chosen, chosen.ids, number
+        if number < step and facts is lasts[number]:
             events += _events(number, chosen.ids, first + len(prompt.ids), records, mind)
     recalled, unknown = _outcomes(records, step, journal)
     for key in unknown:
@@ -76,7 +78,7 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
         LatentCache(mind.model.config),
         turn=turn,
         steps=step,
-        seconds=turns[step]["seconds"] if turns else 0.0,
+        seconds=lasts[step]["seconds"] if lasts else 0.0,
         tokens=tokens,
         cost=sum(each["cost"] for each in asked.values()),
         signatures=tuple(text for number, text in sorted(known.items()) if number < step),
@@ -92,7 +94,7 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
         texts,
         turns=tuple(begins),
         events=tuple(events),
-        draws=turns[step].get("draws", "") if turns else "",
+        draws=lasts[step].get("draws", "") if lasts else "",
     )
 
 
@@ -119,12 +121,12 @@ def tell_again(records: Sequence[Record], guard: Guard, tools: Mapping[str, Tool
                 guard.answered(facts["key"], tools[name], outcome)
 
 
-def _turns(records: Sequence[Record]) -> dict[int, dict[str, Any]]:
-    """The turns by step; one that was gone on with is as long as it became."""
-    turns = dict[int, dict[str, Any]]()
+def _turns(records: Sequence[Record]) -> dict[tuple[int, int], dict[str, Any]]:
+    """The turns by step and context; one that was gone on with is as long as it became."""
+    turns = dict[tuple[int, int], dict[str, Any]]()
     for facts in (each.facts for each in records if each.kind == "turn"):
-        before = turns.get(facts["step"], facts)
-        turns[facts["step"]] = {**facts, "given": before["given"]}
+        place = facts["step"], facts.get("context", 0)
+        turns[place] = {**facts, "given": turns.get(place, facts)["given"]}
     return turns
 
 

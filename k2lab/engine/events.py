@@ -15,9 +15,9 @@ from k2lab.text.messages import Kind as Kind  # re-exported: the kind of a token
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """The kinds in the order of their codes in traces and frames (`marker` is 0)."""
 
-Reason = Literal["answer", "length", "stopped", "budget", "loop", "error"]
+Reason = Literal["answer", "length", "stopped", "budget", "loop", "error", "context"]
 """Why a run ended: a final answer, the token limit, the person, a budget, going round in circles,
-or an error."""
+an error, or a context that is full."""
 
 
 @dataclass(frozen=True, slots=True)

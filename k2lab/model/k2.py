@@ -265,6 +265,10 @@ class K2:
         self.rotary = Rotary(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = [Block(config, layer, store) for layer in range(config.num_hidden_layers)]
+        # A source costs t (2 c + r) products per head absorbed, and c (n + v) + t (n + r + v)
+        # expanded: below this many new tokens t, reading latents is the cheaper one.
+        heads, rank = config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank
+        self.few = rank * heads / max(1, 2 * rank - heads)
 
     def __call__(self, ids: Tensor, step: Step) -> Tensor:
         """Logits of the next token after each, [b, t, vocab], for ids [b, t]."""
@@ -301,8 +305,8 @@ class K2:
             positions = torch.arange(start, stop, device=device)
             hidden = torch.arange(stop, device=device)[None, :] > positions[:, None]
             mask = torch.zeros(hidden.shape, device=device).masked_fill(hidden, float("-inf"))
-        # One new token is cheaper absorbed: reading s latents beats expanding them to h heads.
-        form = form or ("absorbed" if tokens == 1 else "expanded")
+        few = cache is not None and tokens < self.few
+        form = form or ("absorbed" if few else "expanded")
         return Step(self.rotary(start, stop, device), mask, cache, tap, form)
 
     @property

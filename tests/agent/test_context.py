@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -51,9 +52,9 @@ def look(n: int) -> str:
     return page(n)
 
 
-def turn(n: int) -> str:
+def turn(n: int, thought: str = "") -> str:
     asked = calls(("look", str(n), f'{{"n": {n}}}'))
-    return f"<think>Thought {n}.</think>{asked}"
+    return f"<think>Thought {n}.{thought}</think>{asked}"
 
 
 TURNS = (*(turn(n) for n in range(STEPS)), "<think>So.</think>Done.")
@@ -157,11 +158,159 @@ def test_what_is_hidden_goes_into_the_memory_with_an_exact_citation(
     memory.library.close()
 
 
-def test_the_latest_results_never_go_so_what_is_too_long_ends_the_run_in_words(lab: Lab) -> None:
+def test_where_nothing_helps_any_more_the_run_ends_with_a_reason_and_a_mend(lab: Lab) -> None:
     run = asked(lab, limit=600)
-    assert run.trace.stopped is not None
-    assert (run.trace.stopped.reason, len(run.trace.calls)) == ("length", 1)
-    assert "do not fit" in run.trace.stopped.detail
+    stopped = run.trace.stopped
+    assert stopped is not None and stopped.reason == "context"
+    assert "600 tokens is full" in stopped.detail and "however it is cut" in stopped.detail
+    assert "`Budget(context=…)` more than 600, at most 8192" in stopped.detail
+    assert len(run.trace.calls) > 1  # results were cut before that
+
+
+HUGE = "".join(f"Line {n} of a very long page. " for n in range(2000))
+WIDE = Tool("look", "A page.", look.parameters, lambda n: HUGE, effect="reads")
+
+
+def shown_of(run: LabRun) -> tuple[str, str]:
+    """What the model read of a result that was cut, and the notice."""
+    text = context(run, len(run.trace.contexts) - 1)
+    result = text.partition("## Return of functions.look:0\n")[2].partition(END)[0]
+    start, _, notice = result.rpartition("\n")
+    return start, notice
+
+
+def test_a_result_larger_than_the_context_is_cut_with_a_citation_of_the_rest(lab: Lab) -> None:
+    memory = Memory()
+    run = asked(lab, turn(0), "<think>So.</think>Done.", tools=[WIDE], memory=memory)
+    assert run.trace.answer == "Done." and run.cache is not None and run.cache.length < LIMIT
+    start, notice = shown_of(run)
+    assert HUGE.startswith(start) and len(start) > 0.3 * LIMIT  # its vocabulary is one of bytes
+    assert notice.startswith(f"[cut to save room: characters 0-{len(start)} of {len(HUGE)}; recall")
+    citation = notice.partition("recall ")[2].partition(" for more]")[0]
+    following = memory.library.cited(citation)
+    assert following and (start + following) == HUGE[: len(start) + len(following)]
+    assert run.trace.calls[0].content == HUGE  # the trace has it whole
+
+
+def test_without_a_memory_what_is_cut_is_told(lab: Lab) -> None:
+    run = asked(lab, turn(0), "Done.", tools=[WIDE])
+    assert run.trace.answer == "Done."
+    start, notice = shown_of(run)
+    assert HUGE.startswith(start)
+    assert notice.endswith(f"0-{len(start)} of {len(HUGE)}; ask for less at once]")
+
+
+def test_of_results_that_come_together_the_longest_are_cut_and_short_ones_stay(lab: Lab) -> None:
+    def page_of(n: int) -> str:
+        return HUGE if n else "short"
+
+    both = calls(("look", "0", '{"n": 0}'), ("look", "1", '{"n": 1}'), ("look", "2", '{"n": 2}'))
+    wide = Tool("look", "A page.", look.parameters, page_of, effect="reads")
+    run = asked(lab, both, "Done.", tools=[wide])
+    text = context(run, 0)
+    assert run.trace.answer == "Done." and "functions.look:0\nshort" in text
+    cuts = [part.partition("\n[cut")[0] for part in text.split("## Return of functions.look:")[2:]]
+    assert len(cuts) == 2 and all(HUGE.startswith(each[2:]) for each in cuts)
+    assert abs(len(cuts[0]) - len(cuts[1])) < 2
+
+
+def test_what_was_cut_is_read_part_by_part_by_its_citations(lab: Lab) -> None:
+    """A puppet that recalls what each notice cites, until it has the whole page."""
+    config = replace(lab.config, max_position_embeddings=LIMIT)
+    memory, whole = Memory(), HUGE[:9000]
+
+    @tool(effect="reads")
+    def look() -> str:
+        """A page."""
+        return whole
+
+    parts = dict[int, str]()  # by the character that each begins with
+
+    def reply(text: str) -> str:
+        if "## Return of" not in text:
+            return calls(("look", "0", "{}"))
+        last = text.rpartition("## Return of ")[2].partition(END)[0].partition("\n")[2]
+        body, notice = re.fullmatch(r"(.*?)(\n\[cut [^\n]*\])?", last, re.DOTALL).groups()  # type: ignore[union-attr]
+        head = re.match(r"\[\w+:(\d+)-(\d+)\] ", body)
+        start = int(head[1]) if head else 0
+        parts[start] = body[head.end() if head else 0 :]
+        if not head:
+            assert notice, (last[:200], last[-300:])
+        stop = start + len(parts[start])
+        if stop >= len(whole):
+            return "Done."
+        source = re.search(r"recall (\w+):", text)
+        assert source
+        more = f'{{"query": "{source[1]}:{stop}-{min(stop + 900, len(whole))}"}}'
+        return calls(("recall", str(len(parts)), more))
+
+    mind = Mind(Puppet(config, lab.tokenizer, reply), lab.tokenizer)  # type: ignore[arg-type]
+    settings = Settings(max_tokens=60_000, capture=LEVELS["off"])
+    given = [{"role": "user", "content": "Read."}], [look, *memory.tools()]
+    events = list(converse(mind, *given, settings, Terms(memory=memory)))
+    assert isinstance(events[-1], Stopped) and events[-1].reason == "answer"
+    assert "".join(parts[start] for start in sorted(parts)) == whole and len(parts) > 5
+
+
+LONG = "Long thought. " * 100
+DEEP = turn(4, LONG)
+WITHIN = (*TURNS[:4], DEEP, *TURNS[5:])  # the fifth turn fills what is left
+
+
+def test_a_thought_that_fills_the_context_goes_on_after_older_results_made_room(lab: Lab) -> None:
+    run = asked(lab, *WITHIN)
+    trace = run.trace
+    assert trace.answer == "Done." and len(trace.contexts) >= 2
+    assert [each.content for each in trace.calls] == [page(n) for n in range(STEPS)]
+    assert [each.key for each in trace.calls] == [f"{n}.0" for n in range(STEPS)]
+    starts = [each.start for each in trace.contexts]
+    assert all(b - a <= LIMIT for a, b in zip(starts, [*starts[1:], len(trace)], strict=True))
+    inside = [start for start in starts[1:] if trace.ids[start - 1] not in lab.config.stop_ids]
+    assert len(inside) == 1 and inside[0] - starts[starts.index(inside[0]) - 1] == LIMIT - 1
+    last = next(place for place in range(len(starts)) if starts[place] == inside[0])
+    assert DEEP in context(run, last)  # its beginning was read again, its end was written there
+    assert page(3) in context(run, last) and "[hidden to save room: " in context(run, last)
+    for first, stop in zip(starts, [*starts[1:], len(trace)], strict=True):
+        ids = torch.tensor([trace.ids[first:stop].tolist()])
+        chosen = np.flatnonzero(~np.isnan(trace.logprob[first:stop]))
+        wanted = lab.logits(ids)[0].log_softmax(-1)[chosen - 1, ids[0, chosen]]
+        np.testing.assert_allclose(trace.logprob[first:stop][chosen], wanted, atol=1e-4)
+
+
+def test_a_thought_longer_than_any_room_ends_with_a_reason_and_a_mend(lab: Lab) -> None:
+    run = asked(lab, "<think>" + LONG * 9, limit=2000)
+    stopped = run.trace.stopped
+    assert stopped is not None and stopped.reason == "context" and run.trace.answer == ""
+    assert re.search(r"context of 2000 tokens is full.* \d+ of its tokens are this turn's",
+                     stopped.detail)  # fmt: skip
+    assert run.cache is not None and run.cache.length == 2000 - 1
+
+
+def test_a_run_that_filled_its_context_goes_on_with_more_room(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run.journal"
+    given = {"tools": [look], "sampler": Remembering(ids_of(lab, f"<think>{LONG}</think>Done."))}
+    run = ended(lab.run("Go.", journal=path, budget=Budget(context=900), **given))
+    assert run.trace.stopped is not None and run.trace.stopped.reason == "context"
+    again = ended(k2lab.resume(path, lab=lab, **given))
+    assert again.trace.answer == "Done." and len(again.trace.contexts) == 1
+    assert again.trace.ids[: len(run.trace)].tolist() == run.trace.ids.tolist()
+    assert verify(path).whole
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_branch_stands_in_either_part_of_a_turn_that_was_compacted_in(
+    part: int, lab: Lab
+) -> None:
+    run = asked(lab, *WITHIN[:5], TURNS[-1])
+    stops, contexts = lab.config.stop_ids, run.trace.contexts[1:]
+    seam = next(each.start for each in contexts if run.trace.ids[each.start - 1] not in stops)
+    at = seam - 5 if part == 0 else next(each for each in run.turns if each > seam) + len(LONG)
+    branch = ended(run.branch(at, text="No", sampler=scripted(lab.tokenizer, "</think>Stop.")))
+    assert branch.trace.answer == "Stop."
+    assert branch.trace.ids[:at].tolist() == run.trace.ids[:at].tolist()
+    asking = scripted(lab.tokenizer, turn(4).removeprefix("<think>"), "Done.")
+    other = ended(run.branch(at, sampler=asking))
+    assert [each.key for each in other.trace.calls] == [f"{n}.0" for n in range(5)]
 
 
 def test_a_turn_that_was_asked_on_is_no_settled_exchange(lab: Lab) -> None:
@@ -292,12 +441,22 @@ class CrashError(Exception):
     """Stands for the end of the process."""
 
 
+def ids_of(lab: Lab, *turns: str) -> list[int]:
+    text = "".join(f"{each}{END}" for each in turns)
+    return list(lab.tokenizer.encode_segments([Segment(text, markers=True, kind="answer")]))
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["between turns", "within a turn"])
 def test_a_run_that_crashes_anywhere_near_its_compaction_goes_on_as_if_it_had_not(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    within: bool, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "".join(f"{each}{END}" for each in (*TURNS[:5], TURNS[-1]))
-    ids = lab.tokenizer.encode_segments([Segment(text, markers=True, kind="answer")])
-    given = {"tools": [look], "budget": Budget(context=2500), "sampler": Remembering(list(ids))}
+    deep = turn(3, LONG) if within else turn(3)
+    turns = (*TURNS[:3], deep, *TURNS[4:5], TURNS[-1])
+    given = {
+        "tools": [look],
+        "budget": Budget(context=3400 if within else 2500),
+        "sampler": Remembering(ids_of(lab, *turns)),
+    }
     whole = ended(lab.run("Go.", max_tokens=9000, journal=tmp_path / "whole", **given))
     records = read(tmp_path / "whole")
     places = [each.number for each in records if each.kind == "compacted"]
@@ -335,7 +494,7 @@ def test_what_can_hardly_be_shortened_is_not_read_again_at_each_step(lab: Lab) -
         f"<think>{n}</think>{calls(('look', str(n), json.dumps({'n': n})))}" for n in range(40)
     ]
     run = asked(lab, *turns, "Done.", limit=5200, tools=[look])
-    assert run.trace.stopped is not None and run.trace.stopped.reason == "length"
+    assert run.trace.stopped is not None and run.trace.stopped.reason == "context"
     assert 1 <= len(run.trace.contexts) <= 3, run.trace.contexts
     assert run.cache is not None and run.cache.length > 0.9 * 5200  # the room was used
 

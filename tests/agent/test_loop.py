@@ -381,7 +381,7 @@ def test_three_hundred_calls_in_a_row_are_each_run_once(
     assert only(events, Answered)[0].content == "done"
 
 
-def test_a_result_beyond_the_context_ends_the_run_in_words(
+def test_a_context_too_short_for_anything_ends_the_run_in_words(
     tiny_config: Configs, tiny_tokenizer: Tokenizer
 ) -> None:
     @tool
@@ -393,8 +393,8 @@ def test_a_result_beyond_the_context_ends_the_run_in_words(
     events = play(f"{called(('novel', '0', '{}'))}{END}", tools=[novel])
     last = events[-1]
     assert isinstance(last, Stopped)
-    assert last.reason == "length"
-    assert "context" in last.detail
+    assert last.reason == "context"
+    assert "load a model with a longer context" in last.detail
 
 
 def test_tools_are_declared_unless_the_checkpoint_knows_its_own(

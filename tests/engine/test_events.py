@@ -105,4 +105,6 @@ def test_codes_of_kinds_stay_as_traces_store_them() -> None:
 
 
 def test_reasons_to_stop() -> None:
-    assert get_args(Reason) == ("answer", "length", "stopped", "budget", "loop", "error")
+    assert get_args(Reason) == (
+        *("answer", "length", "stopped", "budget", "loop", "error", "context"),
+    )
