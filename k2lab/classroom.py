@@ -2,7 +2,8 @@
 
 In a checkout that is `notebooks/` itself. From an installed package it is a copy in the current
 folder, `k2lab-notebooks`: a notebook that somebody changed is never written over, one that is as
-it was copied follows a newer package. Not here: JupyterLab's own options, which are passed on.
+it was copied follows a newer package. JupyterLab then neither asks about
+news nor looks for updates: a classroom has no network. Not here: its own options, passed on.
 """
 
 import hashlib
@@ -23,7 +24,10 @@ RECORD = ".copied.json"  # sum of each file as it was copied
 
 def open_course(folder: Path, options: Sequence[str]) -> int:
     """JupyterLab's exit code, after it was open on the first notebook; `options` are its own."""
-    command = [sys.executable, "-m", "jupyterlab", str(course(folder) / FIRST), *options]
+    place = [f"--ServerApp.root_dir={course(folder)}", f"--LabApp.default_url=/lab/tree/{FIRST}"]
+    command = [sys.executable, "-m", "jupyterlab", *place, *options]
+    config = [str(paths.asset("jupyter")), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, config))
     if os.name == "posix":  # become JupyterLab, so that ^C and signals are its alone
         os.execv(command[0], command)
     return subprocess.call(command)

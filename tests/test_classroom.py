@@ -1,7 +1,10 @@
 """The copy of the course that an installed package makes."""
 
+import json
+import os
 from pathlib import Path
 
+import jupyterlab
 import pytest
 
 from k2lab import classroom, paths
@@ -48,10 +51,25 @@ def test_a_file_that_was_there_before_is_somebodys(wheel: Path, tmp_path: Path) 
 def test_jupyterlab_opens_on_the_first_notebook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "mine")
     started = []
     monkeypatch.setattr(classroom.os, "execv", lambda _, command: started.append(command))
     monkeypatch.setattr(classroom.subprocess, "call", lambda command: started.append(command) or 0)
     classroom.open_course(tmp_path, ["--no-browser"])
     assert started[0][1:3] == ["-m", "jupyterlab"]
-    assert Path(started[0][3]).name == "01_hello.ipynb"
-    assert started[0][4:] == ["--no-browser"]
+    assert started[0][3] == f"--ServerApp.root_dir={paths.notebooks()}"
+    assert started[0][4].endswith("=/lab/tree/01_hello.ipynb")
+    assert started[0][5:] == ["--no-browser"]
+    own, users = os.environ["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    assert Path(own) == paths.asset("jupyter") and users == "mine"
+
+
+def test_what_jupyterlab_is_told_not_to_ask_is_a_setting_of_its_own() -> None:
+    folder = paths.asset("jupyter") / "labconfig"
+    told = json.loads((folder / "default_setting_overrides.json").read_text())
+    schemas = Path(jupyterlab.__file__).parent / "schemas"
+    for plugin, settings in told.items():
+        extension, name = plugin.split(":")
+        schema = json.loads((schemas / extension / f"{name}.json").read_text())
+        for key, value in settings.items():
+            assert value != schema["properties"][key]["default"]
