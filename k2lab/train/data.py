@@ -173,9 +173,13 @@ def pool(
 
 
 def batches(
-    seed: int, tokenizer: Tokenizer, *, tokens: int, first_pool: int = 0
+    seed: int, tokenizer: Tokenizer, *, tokens: int, together: int = 1, first_pool: int = 0
 ) -> Iterator[tuple[int, Batch]]:
-    """Endless (pool, batch) with about `tokens` tokens each; batches of a pool come shuffled."""
+    """Endless (pool, batch) with about `tokens` tokens each; batches of a pool come shuffled.
+
+    Of so many as are learned together all are long chains of like length, or none is: they wait
+    for each other. What is left over of a pool is left out.
+    """
     pad = tokenizer.special("[PAD]")
     index = first_pool
     while True:
@@ -186,9 +190,20 @@ def batches(
                 made.append(padded(rows, pad))
                 rows = []
             rows.append(each)
-        random.Random(seed + index).shuffle(made)  # the last, incomplete batch is left out
-        yield from ((index, batch) for batch in made)
+        made.append(padded(rows, pad))
+        rng = random.Random(seed + index)
+        long = [batch for batch in made if batch.tokens > tokens]  # one chain each
+        short = [batch for batch in made if batch.tokens <= tokens]
+        rng.shuffle(short)
+        groups = [*_groups(short, together), *_groups(long, together)]
+        rng.shuffle(groups)
+        yield from ((index, batch) for group in groups for batch in group)
         index += 1
+
+
+def _groups(made: Sequence[Batch], size: int) -> Iterator[Sequence[Batch]]:
+    whole = len(made) // size * size
+    return (made[k : k + size] for k in range(0, whole, size))
 
 
 def padded(rows: Sequence[Document], pad: int) -> Batch:

@@ -186,7 +186,11 @@ class Training:
         """Batches from the place on, which moves with them."""
         pool, used = self.place
         stream = batches(
-            self.plan.seed, self.tokenizer, tokens=self.plan.batch_tokens, first_pool=pool
+            self.plan.seed,
+            self.tokenizer,
+            tokens=self.plan.batch_tokens,
+            together=self.plan.batches_per_step,
+            first_pool=pool,
         )
         for index, batch in islice(stream, used, None):
             # The place moves when a batch is taken: a checkpoint lies between two updates.

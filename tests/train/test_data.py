@@ -1,7 +1,7 @@
 """Training data: the mask covers the model's own words and nothing else; the order is fixed."""
 
 import re
-from itertools import islice
+from itertools import islice, takewhile
 from operator import ge
 from random import Random
 
@@ -131,6 +131,17 @@ def test_batches_keep_to_their_size(tiny_tokenizer: Tokenizer) -> None:
         assert batch.ids.shape == batch.said.shape
         assert batch.tokens <= 2000 or len(batch.ids) == 1
         assert batch.said.any(-1).all()
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_long_chains_are_learned_together(
+    tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "CHAIN_EVERY", 12)  # two in a pool
+    made = batches(3, tiny_tokenizer, tokens=1500, together=2)
+    long = [batch.tokens > 1500 for index, batch in takewhile(lambda each: each[0] < 3, made)]
+    assert any(long) and not all(long) and len(long) % 2 == 0
+    assert long[::2] == long[1::2]
 
 
 @pytest.mark.usefixtures("small_pools")
