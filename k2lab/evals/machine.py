@@ -18,7 +18,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-import torch.nn.functional as F
 
 from k2lab.engine.taps import untouched
 from k2lab.errors import InputError
@@ -30,6 +29,7 @@ from k2lab.spec.amounts import nbytes
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import bytes_on_disk, parameters
 from k2lab.spec.keys import tensors
+from k2lab.tensors.linear import linear
 from k2lab.tensors.shards import TORCH_NAMES, Shards, check
 from k2lab.weights.budget import READERS, Offload, compute_dtype, needs
 from k2lab.weights.dense import dense_specs
@@ -57,7 +57,7 @@ GPUS = {
 UNKNOWN_RATE = 1e12  # bytes per second of a GPU that is given by its size alone
 PCIE_RATE = 55e9  # of PCIe 5.0 × 16 as one reads it in practice
 NVME_RATE = 7e9  # of one PCIe 4.0 drive
-DENSE_SAMPLE = 2**28  # bytes of the dense product
+DENSE_SAMPLE = 2**30  # bytes of the dense product, more than a processor's caches hold
 TRIES = 5
 SAMPLED = 32  # experts that are brought while that is measured
 LAYERS = 4  # with experts, of the network whose calls are timed
@@ -136,7 +136,7 @@ def _dense(config: K2Config) -> float:
     rows = max(1, min(dense, DENSE_SAMPLE) // (config.hidden_size * dtype.itemsize))
     weight = torch.full((rows, config.hidden_size), 0.01, dtype=dtype)
     x = torch.full((1, config.hidden_size), 0.5, dtype=dtype)
-    return weight.nbytes / _typical(lambda: F.linear(x, weight))
+    return weight.nbytes / _typical(lambda: linear(x, weight))
 
 
 def _experts(config: K2Config, slabs: Slabs | None) -> tuple[float, float]:

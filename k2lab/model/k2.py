@@ -27,7 +27,7 @@ from torch import Tensor
 from k2lab.model.cache import LatentCache
 from k2lab.spec.config import LATENT_NORM_EPS, K2Config
 from k2lab.spec.sites import Tap, names
-from k2lab.tensors.linear import swiglu
+from k2lab.tensors.linear import linear, swiglu
 from k2lab.tensors.rope import Rotary, rotate, softmax_scale
 from k2lab.weights.store import WeightStore
 
@@ -80,15 +80,15 @@ class MLA:
         with self.store.dense(self.layer, "self_attn") as w:
             # Queries: through their own latent, or directly where the checkpoint has none.
             if config.q_lora_rank is None:
-                q = F.linear(x, w.q_proj)
+                q = linear(x, w.q_proj)
             else:
-                c_q = self.q_a_layernorm(F.linear(x, w.q_a_proj), w.q_a_layernorm)
-                q = F.linear(c_q, w.q_b_proj)
+                c_q = self.q_a_layernorm(linear(x, w.q_a_proj), w.q_a_layernorm)
+                q = linear(c_q, w.q_b_proj)
             q = q.view(*x.shape[:2], config.num_attention_heads, -1)  # [b, t, h, n + r]
             q_nope, q_rope = q.split_with_sizes((self.nope, self.rope), -1)
 
             # Keys and values: one latent and one rotary key per token, for all heads.
-            compressed = F.linear(x, w.kv_a_proj_with_mqa)  # W^{DKV} ‖ W^{KR}
+            compressed = linear(x, w.kv_a_proj_with_mqa)  # W^{DKV} ‖ W^{KR}
             latent, k_rope = compressed.split_with_sizes((self.rank, self.rope), -1)
             latent = self.kv_a_layernorm(latent, w.kv_a_layernorm)
             # The shared key is turned with the queries, as one head more.
@@ -105,7 +105,7 @@ class MLA:
             attend = self._absorbed if step.form == "absorbed" else self._expanded
             attend = self._fused if step.form == "fused" else attend
             heads = tap(site.heads, attend(q_nope, q_rope, memory, w.kv_b_proj, step))
-            return tap(site.output, F.linear(heads.flatten(2), w.o_proj))
+            return tap(site.output, linear(heads.flatten(2), w.o_proj))
 
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor, step: Step
@@ -289,7 +289,7 @@ class K2:
         with self.store.dense(None, "norm") as w:
             x = step.tap("norm", self.norm(x, w.norm))
         with self.store.dense(None, "lm_head") as w:
-            return step.tap("logits", F.linear(x, w.lm_head))
+            return step.tap("logits", linear(x, w.lm_head))
 
     def step(
         self, tokens: int, *, cache: LatentCache | None, tap: Tap, form: Form | None = None

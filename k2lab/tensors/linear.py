@@ -15,9 +15,21 @@ from torch import Tensor
 SMALL = 2**16  # numbers of a matrix that is small: it and its peers fit a processor's cache
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """W x for x [..., in].
+
+    One row in bfloat16 on a CPU waits for the matrix to come from memory, and torch's product of a
+    matrix and a vector reads it up to three times as fast as its product of matrices (measured);
+    both sum in float32.
+    """
+    if weight.dtype is torch.bfloat16 and weight.is_cpu and x.numel() == weight.shape[1]:
+        return torch.mv(weight, x.flatten()).view(*x.shape[:-1], -1)
+    return F.linear(x, weight)
+
+
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """W_down (silu(W_gate x) ⊙ W_up x) for x [..., hidden]."""
-    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+    return linear(F.silu(linear(x, gate)) * linear(x, up), down)
 
 
 def expert_rows(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

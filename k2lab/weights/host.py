@@ -7,7 +7,7 @@ What it is not: the device's slots; a slab that lies here still has to be copied
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from threading import Lock
+from threading import Lock, Semaphore
 
 from torch import Tensor
 
@@ -31,6 +31,9 @@ class Host:
         self._held = [Residency(self.slots, policy) for policy in self._policies]
         self._busy: set[tuple[int, int]] = set()  # (layer, expert) somebody reads or copies
         self._lock = Lock()
+        # Whoever has read lets the next one read while it fills its slot. Did all read at once, all
+        # would fill at once, and the disk would wait.
+        self._reading = Semaphore(max(1, offload.readers // 2))
         self._buffers: SimpleQueue[Tensor] = SimpleQueue()
         for buffer in link.arena(offload.readers * nbytes).view(offload.readers, nbytes):
             self._buffers.put(buffer)
@@ -46,7 +49,7 @@ class Host:
             slab, read = self._arena[at, slot], 0
             if not present:
                 try:
-                    read = self._slabs.read_into(at + self._first, expert, slab.numpy())
+                    read = self._read(at, expert, slab)
                 except BaseException:
                     with self._lock:
                         self._held[at].drop(expert)
@@ -60,9 +63,13 @@ class Host:
         """Through a buffer, kept by nobody."""
         buffer = self._buffers.get()
         try:
-            yield buffer, self._slabs.read_into(at + self._first, expert, buffer.numpy())
+            yield buffer, self._read(at, expert, buffer)
         finally:
             self._buffers.put(buffer)
+
+    def _read(self, at: int, expert: int, slab: Tensor) -> int:
+        with self._reading:
+            return self._slabs.read_into(at + self._first, expert, slab.numpy())
 
     def _claim(self, at: int, expert: int) -> tuple[int | None, bool]:
         """The slot for an expert and whether it is there; None: all slots are in use just now."""

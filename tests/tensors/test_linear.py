@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from k2lab.tensors.linear import expert_rows, laid, swiglu
+from k2lab.tensors.linear import expert_rows, laid, linear, swiglu
 
 EXPERTS, HIDDEN, WIDTH = 6, 16, 8
 
@@ -39,6 +39,38 @@ def test_swiglu_is_its_formula() -> None:
     expected = (inner * inner.sigmoid() * (wide @ up.T)) @ down[0].double().T
     got = swiglu(x, *gate_up[0].chunk(2), down[0])
     torch.testing.assert_close(got, expected.float())
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (1, 1), (3,), (2, 4)])
+@pytest.mark.parametrize("size", [(5, 7), (96, 160), (300, 2048)])
+def test_bfloat16_products_are_rounded_once(lead: tuple[int, ...], size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(size, generator=generator).bfloat16()
+    x = torch.randn(*lead, size[1], generator=generator).bfloat16()
+    exact = x.double() @ weight.double().T
+    got = linear(x, weight)
+    assert (got.dtype, got.shape) == (torch.bfloat16, (*lead, size[0]))
+    # Half a unit in the last of eight bits, and what float32 loses in the sum.
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-4)
+
+
+def test_one_row_gives_the_same_bits_whatever_the_threads_and_the_place_in_memory() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(640, 2048, generator=generator).bfloat16()
+    x, before = torch.randn(1, 1, 2048, generator=generator).bfloat16(), torch.get_num_threads()
+    expected = linear(x, weight)
+    moved = torch.empty(weight.numel() + 3, dtype=torch.bfloat16)[3:].view_as(weight)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(linear(x, moved.copy_(weight)), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_float32_products_are_those_of_torch() -> None:
+    (gate_up, _), (x, _) = stacks(), given(1, 1)
+    assert torch.equal(linear(x, gate_up[0]), torch.nn.functional.linear(x, gate_up[0]))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 33, 200])
@@ -81,6 +113,17 @@ def test_bfloat16_rows_are_near_the_exact_ones(tokens: int) -> None:
     assert rows.dtype == torch.bfloat16
     exact = one_by_one(x, ids, *stacks())
     torch.testing.assert_close(rows.float(), exact, rtol=0.1, atol=0.03)
+
+
+def test_gradients_pass_through_one_row_in_bfloat16() -> None:
+    (gate_up, _), (x, _) = stacks(torch.bfloat16), given(1, 1)
+    weight, row = gate_up[0].requires_grad_(), x.bfloat16().requires_grad_()
+    linear(row, weight).sum().backward()
+    assert weight.grad is not None and row.grad is not None
+    torch.testing.assert_close(weight.grad, row.detach().expand_as(weight))
+    torch.testing.assert_close(
+        row.grad[0].float(), weight.detach().float().sum(0), rtol=0.02, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 40])

@@ -14,7 +14,7 @@ from k2lab.errors import InputError
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.tensors.shards import Shards
-from k2lab.weights.budget import Offload
+from k2lab.weights.budget import READERS, Offload
 from k2lab.weights.links import Cuda, Direct
 from k2lab.weights.resident import Resident
 from k2lab.weights.slab import Slabs
@@ -137,7 +137,7 @@ def test_a_store_on_this_link_computes_the_same(
     assert torch.equal(logits(model), logits(whole))
     store.close()
     assert cuda.log.count("compute waits for copy") >= 2
-    assert sum(cuda.pinned) == (4 + 2 * host_slots) * slabs.layout.nbytes
+    assert sum(cuda.pinned) == (READERS + 2 * host_slots) * slabs.layout.nbytes
 
 
 def test_on_a_cpu_a_copy_is_made_at_once() -> None:

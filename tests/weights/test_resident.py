@@ -66,12 +66,14 @@ def test_every_tensor_is_read_once(
     assert set(asked) == {key for key in weights if not key.endswith("weight_shape")}
 
 
-def test_the_selection_bias_stays_in_float32(tiny_config: Configs, tiny_model: Models) -> None:
+def test_the_router_lies_there_in_float32(tiny_config: Configs, tiny_model: Models) -> None:
     config = tiny_config()
     store = tiny_model(config, dtype=torch.bfloat16).store
     with store.dense(1, "mlp.gate") as w:
         assert w.e_score_correction_bias.dtype == torch.float32
-        assert w.weight.dtype == torch.bfloat16
+        assert w.weight.dtype == torch.float32
+    with store.dense(1, "self_attn") as w:
+        assert w.o_proj.dtype == torch.bfloat16
 
 
 def test_what_is_expanded_carries_nothing_for_gradients(

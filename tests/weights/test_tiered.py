@@ -538,7 +538,7 @@ def test_all_misses_of_a_layer_are_begun_before_anything_is_computed(
     tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiered, "JOB_BYTES", 0)
-    model = tiny.tiered(4, readers=4)
+    model = tiny.tiered(4, readers=8)
     gate, begun = threading.Event(), threading.Semaphore(0)
     real = Slabs.read_into
 
@@ -552,3 +552,27 @@ def test_all_misses_of_a_layer_are_begun_before_anything_is_computed(
     assert all(begun.acquire(timeout=10) for _ in range(4))
     gate.set()
     assert batch.rows(torch.ones(1, 64)).shape == (1, 4, 64)
+
+
+def test_half_of_the_readers_read_while_the_others_fill_slots(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiered, "JOB_BYTES", 0)
+    model, real = tiny.tiered(4, readers=4), Slabs.read_into
+    reading, most, counting = 0, 0, threading.Lock()
+
+    def counted(self: Slabs, layer: int, expert: int, slab: Any) -> int:
+        nonlocal reading, most
+        with counting:
+            reading += 1
+            most = max(most, reading)
+        time.sleep(0.01)
+        try:
+            return real(self, layer, expert, slab)
+        finally:
+            with counting:
+                reading -= 1
+
+    monkeypatch.setattr(Slabs, "read_into", counted)
+    assert same(outputs(model), outputs(tiny.resident()))
+    assert most == 2
