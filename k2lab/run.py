@@ -279,8 +279,9 @@ class LabRun(Run, Shown):
         seconds = float(times[-1]) if len(times) else 0.0
         stops = self.lab.config.stop_ids
         by_hand = bool(given) and given[-1] in stops
-        within = [each for each in trace.contexts[1:] if int(trace.ids[each.start - 1]) not in stops]
-        steps = len(self.turns) - 1 - len(within)  # a turn that was compacted in is still one
+        before = [int(trace.ids[each.start - 1]) for each in trace.contexts[1:]]
+        within = sum(each not in stops for each in before)  # compacted in the middle of a turn
+        steps = len(self.turns) - 1 - within
         place = Place(prompt, cache, (*turn, *given), steps, seconds, by_hand=by_hand)
         return replace(place, held=held, first=first)
 

@@ -20,6 +20,7 @@ from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.text.messages import Call, Message, Role
 from k2lab.text.template import render
+from k2lab.text.tokenizer import without_surrogates
 
 FULL = 0.85  # of the room: from there on it is compacted, where Moonshot's own harness does
 AIMS = (0.5, 0.6, 0.7)  # of the room: so far it is shortened, as all that is left is read again
@@ -124,9 +125,9 @@ class Context:
 
     def _cut(self, message: Message, most: int, memory: Memory | None) -> Message:
         """The result's beginning with a notice, at most so many tokens where the notice fits."""
-        whole, text = len(message.content), message.content
+        text = without_surrogates(message.content)  # so that the spans are those of what is kept
         keep = memory.keep if memory is not None and text.strip() else None
-        longest = cut_notice(text, whole, keep)  # its figures have the most digits
+        longest = cut_notice(text, len(text), keep)  # its figures have the most digits
         shown = most - len(self.mind.tokenizer.encode(longest))
         start = "".join(self._parts_of(message)[: max(0, shown)])
         return replace(message, content=start + cut_notice(text, len(start), keep))

@@ -151,7 +151,7 @@ class Library:
         found = re.fullmatch(r"(\d+)-(\d+)", span)
         with self._lock:
             row = self._database.execute(
-                "SELECT text FROM documents WHERE source = ?", (source,)
+                "SELECT text, sha256 FROM documents WHERE source = ?", (source,)
             ).fetchone()
         if found is None or row is None or not 0 <= int(found[1]) < int(found[2]) <= len(row[0]):
             raise InputError(
@@ -159,6 +159,8 @@ class Library:
                 expected="`source:start-stop` with a span inside a document of this library.",
                 mend="Copy it from a hit.",
             )
+        if _digest(row[0]) != row[1]:
+            raise _changed(self.path, source)
         return str(row[0][int(found[1]) : int(found[2])])
 
     def _by_words(self, query: str) -> list[int]:
@@ -190,7 +192,7 @@ class Library:
             (passage,),
         ).fetchone()
         if _digest(text) != digest or not 0 <= start < stop <= len(text):
-            raise _unreadable(self.path, f"the text of {source!r} is not as it was taken in")
+            raise _changed(self.path, source)
         return Hit(source, start, stop, text[start:stop], score)
 
     @staticmethod
@@ -247,6 +249,10 @@ def _hash(text: str) -> int:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _changed(path: str | Path | None, source: str) -> MemoryFileError:
+    return _unreadable(path, f"the text of {source!r} is not as it was taken in")
 
 
 def _unreadable(path: str | Path | None, why: str) -> MemoryFileError:

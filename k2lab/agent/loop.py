@@ -4,9 +4,10 @@
 
 One cache lives through the whole run: results are appended after what the model wrote, and nothing
 is read twice, unless the context is nearly full: then it is compacted, and read anew in the same
-run, also in the middle of a turn. A conversation begins at an `opening`, or goes on from any `Place`. Whatever goes wrong with a
-call becomes a text that the model gets to read; a turn that is neither call nor answer is asked on,
-twice at most. Every call has a key of its own, step.position: wire ids are not unique.
+run, also in the middle of a turn. A conversation begins at an `opening`, or goes on from any
+`Place`. Whatever goes wrong with a call becomes a text that the model gets to read; a turn that is
+neither call nor answer is asked on, twice at most. Every call has a key of its own, step.position:
+wire ids are not unique.
 Not here: how a turn is written (`turns.py`), how room is made (`context.py`), how calls are made
 (`calling.py`), what they may do (`policy.py`), where it is written down (`journal.py`).
 """
@@ -351,7 +352,7 @@ class _Loop:
             return self._stopped("budget", f"{limit} tokens without an answer.")
         if self.context.left or self.meter.left(self.settings.max_tokens) <= 0:
             return self._stopped("length", "The token limit was reached.")
-        return self._full(f"{len(written.ids)} of its tokens are this turn's, which has no end yet.")
+        return self._full(f"{len(written.ids)} of its tokens are this turn's, which has no end.")
 
     def _full(self, why: str) -> Stopped:
         """The end of a run whose context is full, and nothing in it can make room."""

@@ -24,6 +24,7 @@ from k2lab.engine.events import Kind
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.text.messages import Message
+from k2lab.text.tokenizer import without_surrogates
 
 HITS = 3  # passages that one recall gives
 LONGEST_FACT = 500  # characters of one fact in the scratch buffer
@@ -106,7 +107,8 @@ class Memory:
 
     def keep(self, text: str) -> str:
         """Take a result into the long-term tier, named after its content; its citation."""
-        source = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        text = without_surrogates(text)  # as the model would read it
+        source = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.library.add(source, text)
         return f"{source}:0-{len(text)}"
 

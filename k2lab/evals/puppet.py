@@ -40,6 +40,7 @@ class Puppet:
         self._plans: dict[int, Sequence[int]] = {}  # by the index at which a turn begins
         self._opens = tokenizer.special("<|im_assistant|>")
         self._middle = tokenizer.special("<|im_middle|>")
+        self._ends = tokenizer.special("<|im_end|>")
 
     @property
     def text(self) -> str:
@@ -48,8 +49,9 @@ class Puppet:
 
     @property
     def written(self) -> int:
-        """Tokens of the present turn."""
-        return len(self._ids) - self._begin()
+        """Tokens of the present turn; 0 while none is open."""
+        begin = self._begin()
+        return 0 if begin is None else len(self._ids) - begin
 
     def step(self, tokens: int, *, cache: Any, tap: Any) -> Any:
         """What the forward works on: the cache itself."""
@@ -68,9 +70,11 @@ class Puppet:
         return torch.zeros(1, len(given), 1)
 
     def logits(self, x: Tensor, step: Any) -> Tensor:
-        """One token that is sure, [1, 1, vocab]."""
+        """One token that is sure, [1, 1, vocab]; none is while a prompt is not read to its end."""
         logits = torch.zeros(1, 1, self.config.vocab_size)
         begin = self._begin()
+        if begin is None:
+            return logits
         if begin not in self._plans:
             text = self._reply(self.tokenizer.decode(self._ids[:begin])) + "<|im_end|>"
             self._plans[begin] = self.tokenizer.encode_segments([Segment(text, True, "answer")])
@@ -78,10 +82,15 @@ class Puppet:
         logits[..., plan[place] if place < len(plan) else 0] = SURE
         return logits
 
-    def _begin(self) -> int:
-        """The index at which the present turn begins, after its header."""
-        opened = len(self._ids) - 1 - self._ids[::-1].index(self._opens)
-        return self._ids.index(self._middle, opened) + 1
+    def _begin(self) -> int | None:
+        """The index at which the present turn begins, after its header; None: no turn is open."""
+        for place in range(len(self._ids) - 1, -1, -1):
+            if self._ids[place] == self._ends:
+                return None
+            if self._ids[place] == self._opens:
+                header = self._ids[place:]
+                return place + header.index(self._middle) + 1 if self._middle in header else None
+        return None
 
 
 def calls(*asked: tuple[str, str, str]) -> str:

@@ -139,7 +139,7 @@ class Tokenizer:
                 mend="Decode bytes first; for messages use `encode_segments(render(messages))`.",
             )
         ids: list[int] = []
-        for part in _manageable(_without_surrogates(text)):
+        for part in _manageable(without_surrogates(text)):
             ids += self._encoding.encode_ordinary(part)
         return ids
 
@@ -157,7 +157,7 @@ class Tokenizer:
         run: list[tuple[str, Kind]] = []
         for part, kind in self._parts(segments):
             if isinstance(part, str):
-                run.append((_without_surrogates(part), kind))
+                run.append((without_surrogates(part), kind))
                 continue
             self._encode_run(run, ids, kinds)
             run.clear()
@@ -268,7 +268,8 @@ def _manageable(text: str) -> Iterator[str]:
         yield part[begin:]
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """The text as it is read: surrogates that belong together as one character, others U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -95,6 +95,8 @@ def test_a_text_changed_from_outside_is_not_cited(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(MemoryFileError, match="not as it was taken in"):
         library.search("coins", 1)
+    with pytest.raises(MemoryFileError, match="not as it was taken in"):
+        library.cited("note:0-3")
     library.close()
 
 

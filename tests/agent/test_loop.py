@@ -381,7 +381,7 @@ def test_three_hundred_calls_in_a_row_are_each_run_once(
     assert only(events, Answered)[0].content == "done"
 
 
-def test_a_context_too_short_for_anything_ends_the_run_in_words(
+def test_a_result_beyond_the_context_is_cut_and_one_too_short_for_anything_ends_the_run(
     tiny_config: Configs, tiny_tokenizer: Tokenizer
 ) -> None:
     @tool
@@ -389,9 +389,13 @@ def test_a_context_too_short_for_anything_ends_the_run_in_words(
         """Too much text."""
         return "word " * 1000
 
-    play = Play(tiny_config(max_position_embeddings=256), tiny_tokenizer)
-    events = play(f"{called(('novel', '0', '{}'))}{END}", tools=[novel])
-    last = events[-1]
+    asked = f"{called(('novel', '0', '{}'))}{END}"
+    play = Play(tiny_config(max_position_embeddings=512), tiny_tokenizer)
+    events = play(asked, f"done{END}", tools=[novel])
+    assert only(events, Answered)[0].content == "done"
+    assert only(events, ToolAnswered)[0].content == "word " * 1000
+    assert "of 5000; ask for less at once]" in play.results()
+    last = Play(tiny_config(max_position_embeddings=128), tiny_tokenizer)(asked, tools=[novel])[-1]
     assert isinstance(last, Stopped)
     assert last.reason == "context"
     assert "load a model with a longer context" in last.detail

@@ -126,6 +126,12 @@ def test_what_is_hidden_is_kept_once_where_somebody_keeps_it() -> None:
     assert [each.content for each in twice if each.role == "tool"].count(text) >= 1
 
 
+def test_half_a_character_in_a_result_is_kept_as_a_sign_of_its_own() -> None:
+    memory = Memory()
+    assert memory.library.cited(memory.keep("a \ud83d b \x00")) == "a \ufffd b \x00"
+    assert memory.library.cited(memory.keep("\ud83d\ude00")) == "\U0001f600"
+
+
 def test_the_scratch_buffer_gives_up_its_oldest_facts_and_no_pinned_one() -> None:
     scratch = Scratch(most=120)
     scratch.note("pinned one", "user", pinned=True)
