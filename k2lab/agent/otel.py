@@ -3,7 +3,7 @@
     for event in traced(lab.events(question), tracer, model=lab.name): ...
 
     invoke_agent k2lab
-    ├─ chat K2-nano          each turn of the model
+    ├─ chat K2-nano          each turn of the model; compaction is an event of the turn it is for
     └─ execute_tool price    each call
 
 A fold over the events like any other; it needs only the API of OpenTelemetry, the person brings the
@@ -14,6 +14,7 @@ table, `NAMES`.
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from k2lab.engine.events import (
@@ -47,8 +48,11 @@ NAMES = {
     "arguments": "gen_ai.tool.call.arguments",
     "result": "gen_ai.tool.call.result",
     "error": "error.type",
+    "compacted": "k2lab.context.compacted",
+    "tokens before": "k2lab.context.tokens.before",
+    "tokens kept": "k2lab.context.tokens.kept",
 }
-"""Every attribute that is set, by what it says."""
+"""Every attribute and event that is set, by what it says; compaction has no convention yet."""
 
 PROVIDER = "k2lab"  # in-process; a remote Kimi would be `moonshot_ai`
 AGENT = "k2lab"
@@ -74,6 +78,15 @@ def traced(
     fold.finish("")
 
 
+@dataclass(slots=True)
+class _Compaction:
+    """A context that is being read anew, shorter."""
+
+    at: int  # nanoseconds
+    before: int  # tokens that were remembered until then
+    kept: int = 0  # of them, read anew; what was to be read next is among them
+
+
 class _Spans:
     """The spans that are open: the run's, a turn's, and those of calls."""
 
@@ -94,6 +107,9 @@ class _Spans:
         self._turn: Span | None = None
         self._read = self._written = self._thought = 0  # tokens of the turn
         self._calls: dict[str, Span] = {}
+        self._context, self._agent = 0, ""  # where the present one begins, and whose it is
+        self._answered = False  # nothing was read since
+        self._shorter: _Compaction | None = None  # as long as it is being read
 
     def feed(self, event: Event) -> None:
         match event:
@@ -103,7 +119,9 @@ class _Spans:
                     self._turn = self._open("chat", self._model, start=start)
                     self._read = self._written = self._thought = 0
                 self._read += len(event.ids)
+                self._look_for_compaction(event)
             case TokenChosen():
+                self._tell_compaction()
                 self._written += 1
                 self._thought += event.kind == "thinking"
             case ToolAsked():
@@ -117,8 +135,9 @@ class _Spans:
                 self._end_call(event)
             case Nudged() | Answered():
                 self._end_turn("stop")
+                self._answered = isinstance(event, Answered)
             case Stopped():
-                self._end_turn("length" if event.reason == "length" else "stop")
+                self._end_turn("length" if event.reason in ("length", "context") else "stop")
                 if event.reason in ("error", "loop"):
                     self._fail(self._root, event.reason)
 
@@ -142,7 +161,23 @@ class _Spans:
             self._set(span, model=self._model)
         return span
 
+    def _look_for_compaction(self, event: PromptRead) -> None:
+        """What is read anew in a later context is compaction, unless another run begins there."""
+        if event.context > self._context and event.agent == self._agent and not self._answered:
+            self._tell_compaction()
+            self._shorter = _Compaction(time.time_ns(), before=event.context - self._context)
+        if self._shorter is not None:
+            self._shorter.kept += len(event.ids)
+        self._context, self._agent, self._answered = event.context, event.agent, False
+
+    def _tell_compaction(self) -> None:
+        found, self._shorter = self._shorter, None
+        if found is not None and self._turn is not None:
+            sizes = {NAMES["tokens before"]: found.before, NAMES["tokens kept"]: found.kept}
+            self._turn.add_event(NAMES["compacted"], sizes, found.at)
+
     def _end_turn(self, reason: str) -> None:
+        self._tell_compaction()
         if self._turn is None:
             return
         self._set(

@@ -1,13 +1,19 @@
 """Spans of a run: one tree, and no name that is not in the table."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from k2lab.agent.budget import Budget
+from k2lab.agent.loop import Mind, converse
 from k2lab.agent.otel import NAMES, traced
+from k2lab.agent.terms import Terms
+from k2lab.agent.tools import tool
+from k2lab.engine.capture import LEVELS
 from k2lab.engine.events import (
     Answered,
     Event,
@@ -17,6 +23,11 @@ from k2lab.engine.events import (
     ToolAnswered,
     ToolAsked,
 )
+from k2lab.engine.generate import Settings
+from k2lab.evals.puppet import Puppet, calls
+from k2lab.paths import asset
+from k2lab.spec.config import K2Config
+from k2lab.text.tokenizer import Tokenizer
 
 
 def token(index: int, kind: str) -> TokenChosen:
@@ -110,3 +121,61 @@ def test_the_events_pass_unchanged(exporter: InMemorySpanExporter) -> None:
     provider = TracerProvider()
     passed = list(traced(iter(EVENTS), provider.get_tracer("test"), model="m"))
     assert passed == list(EVENTS)
+
+
+def long_run(room: int | None) -> Iterator[Event]:
+    """Nine pages and a long thought; with little room that takes compaction."""
+    shape = asset("k2-nano")
+    tokenizer = Tokenizer.from_folder(shape)
+
+    @tool(effect="reads")
+    def look(n: int) -> str:
+        """A page."""
+        return f"Page {n}. " * 60
+
+    def reply(text: str) -> str:
+        n = text.count("## Return of")
+        thought = "<think>" + "and so on " * (240 if n == 7 else 1) + "</think>"
+        return thought + ("Done." if n == 9 else calls(("look", str(n), f'{{"n": {n}}}')))
+
+    config = replace(K2Config.from_json(shape), max_position_embeddings=32_768)
+    mind = Mind(Puppet(config, tokenizer, reply), tokenizer)  # type: ignore[arg-type]
+    settings = Settings(max_tokens=9000, capture=LEVELS["off"])
+    terms = Terms(budget=Budget(context=room))
+    return converse(mind, [{"role": "user", "content": "Go."}], [look], settings, terms)
+
+
+def test_compaction_is_an_event_of_the_turn_it_is_for(exporter: InMemorySpanExporter) -> None:
+    events = list(long_run(2600))
+    found = spans(exporter, iter(events))
+    told = [(each, event) for each in found for event in each.events]
+    assert {event.name for _, event in told} == {NAMES["compacted"]}
+    assert all(span.name == "chat K2-nano" for span, _ in told)
+    reads = [each for each in events if isinstance(each, PromptRead)]
+    starts = sorted({each.context for each in reads})
+    assert len(told) == len(starts) - 1 >= 2
+    came_after = set[type[Event]]()
+    for (span, event), first, before in zip(told, starts[1:], starts, strict=False):
+        sizes = event.attributes or {}
+        assert set(sizes) == {NAMES["tokens before"], NAMES["tokens kept"]}
+        assert sizes[NAMES["tokens before"]] == first - before
+        anew = next(place for place, each in enumerate(events) if each in reads
+                    and each.start == first)  # fmt: skip
+        kept = 0
+        for each in events[anew:]:
+            if isinstance(each, TokenChosen):
+                break
+            kept += len(each.ids) if isinstance(each, PromptRead) else 0
+        assert sizes[NAMES["tokens kept"]] == kept
+        assert span.start_time <= event.timestamp <= (span.end_time or 0)
+        came_after.add(type(events[anew - 1]))
+    assert came_after == {ToolAnswered, TokenChosen}  # between turns, and in the middle of one
+    exporter.clear()
+    assert not any(each.events for each in spans(exporter, long_run(None)))
+
+
+def test_another_run_of_the_same_agent_is_no_compaction(exporter: InMemorySpanExporter) -> None:
+    again = PromptRead(7, (1,), ("a",), ("user",), 0.0, context=7)
+    other = PromptRead(8, (1,), ("a",), ("user",), 0.0, context=8, agent="B")
+    found = spans(exporter, iter((*EVENTS[:-1], again, token(8, "answer"), other, EVENTS[-1])))
+    assert not any(each.events for each in found)
