@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from k2lab.lab import Lab
     from k2lab.recipe import Recipe
 
+SAID = frozenset({"description", "title", "examples", "$comment"})
+"""Keywords of JSON Schema that are said to readers, and change nothing about what fits."""
+
+NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
+"""Keywords under which schemas stand by names of one's own."""
+
+VALUES = frozenset({"enum", "const", "default"})
+"""Keywords whose value is data, not a schema."""
+
 Approve = Callable[[Request], bool]
 """A person's decision as a function; only True is a yes."""
 
@@ -178,7 +187,7 @@ def journal_of(
         folder=None if folder is None else str(folder),
         messages=[dict(each) for each in messages],
         own_tools=recipe.tools is None,
-        tools=[{"name": each.name, "parameters": digest_of(each.parameters)} for each in tools],
+        tools=[{"name": each.name, "parameters": dict(each.parameters)} for each in tools],
         sampler=named(recipe.sampler),
         max_tokens=recipe.max_tokens,
     )
@@ -201,15 +210,55 @@ def begun(path: Path, lab: "Lab", tools: Sequence[Tool] | None, given: Given) ->
     if about["own_tools"] != (tools is None):
         own = "the lab's own tools" if about["own_tools"] else "tools of its own"
         raise _unfit(f"The run had {own}", "the same tools")
-    there = with_memory(lab.tools if tools is None else tools, given.get("memory"))
-    known = {each.name: digest_of(each.parameters) for each in there}
-    had = {each["name"]: each["parameters"] for each in about["tools"]}
-    other = [name for name, digest in had.items() if known.get(name) != digest]
-    if other:
-        raise _unfit(f"The tools {', '.join(other)} are missing or have changed", "the same tools")
     veil = Veil(given.get("secrets", ()), about["run"])
-    shown = veil.show(json.dumps(about["messages"], ensure_ascii=False))
-    return {**about, "messages": json.loads(shown)}
+    named = {name: about[name] for name in ("messages", "tools")}
+    shown = json.loads(veil.show(json.dumps(named, ensure_ascii=False)))
+    there = with_memory(lab.tools if tools is None else tools, given.get("memory"))
+    _check_tools({each["name"]: each["parameters"] for each in shown["tools"]}, there)
+    return {**about, "messages": shown["messages"]}
+
+
+def _check_tools(had: Mapping[str, Any], there: Sequence[Tool]) -> None:
+    """Raise unless each tool that a run had is there, with the arguments that it had."""
+    known, problems, missing = {each.name: each.parameters for each in there}, list[str](), set()
+    for name, schema in had.items():
+        if name not in known:
+            problems.append(f"{name} is missing")
+            missing.add(name)
+        elif isinstance(schema, str):  # of a journal that holds their hash alone
+            if schema != digest_of(known[name]):
+                problems.append(f"{name} has other arguments, or other words about them")
+        elif bare(schema) != bare(known[name]):
+            before, now = (json.dumps(bare(each))[:200] for each in (schema, known[name]))
+            problems.append(f"{name} took {before} and takes {now}")
+    if problems:
+        mend = "Give `tools=` as they were when the run began, or begin a new one with `lab.run`."
+        if missing & {"recall", "remember"}:
+            mend = f"Give the run's memory again, as `memory=`. {mend}"
+        raise JournalError(
+            f"The tools of the run are not as they were: {'; '.join(problems)}.",
+            expected="each tool under its name, with its arguments; their descriptions may differ.",
+            mend=mend,
+        )
+
+
+def bare(schema: Any) -> Any:
+    """A JSON Schema without what is only said to readers.
+
+    >>> bare({"properties": {"title": {"type": "string", "title": "Its title"}}})
+    {'properties': {'title': {'type': 'string'}}}
+    """
+    if isinstance(schema, list):
+        return [bare(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept = {}
+    for key, value in schema.items():
+        if key in NAMED and isinstance(value, Mapping):
+            kept[key] = {name: bare(each) for name, each in value.items()}
+        elif key not in SAID:
+            kept[key] = value if key in VALUES else bare(value)
+    return kept
 
 
 def _unfit(found: str, expected: str) -> JournalError:

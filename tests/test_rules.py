@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 import k2lab
 from k2lab.agent.budget import Budget
 from k2lab.agent.calling import cancellation
-from k2lab.agent.journal import verify
+from k2lab.agent.journal import Journal, read, verify
 from k2lab.agent.keys import Key
 from k2lab.agent.mandate import Mandate
 from k2lab.agent.memory import Memory
@@ -24,7 +26,7 @@ from k2lab.engine.session import Halted
 from k2lab.errors import BusyError, InputError, JournalError, MissingError
 from k2lab.evals.puppet import calls
 from k2lab.lab import Lab
-from k2lab.rules import Approve
+from k2lab.rules import Approve, digest_of
 from k2lab.run import LabRun
 from k2lab.text.template import Segment
 
@@ -251,14 +253,63 @@ def test_a_run_goes_on_only_with_what_it_had(lab: Lab, tmp_path: Path) -> None:
         k2lab.resume(tmp_path / "nothing", lab=lab)
     with pytest.raises(JournalError, match="tools of its own"):
         k2lab.resume(path, lab=lab)
-    with pytest.raises(JournalError, match="add are missing"):
+    with pytest.raises(JournalError, match=r"add is missing.*descriptions may differ.*`tools="):
         k2lab.resume(path, lab=lab, tools=[other])
+    wider = Tool("add", "", {**add.parameters, "required": []}, add.function)
+    with pytest.raises(JournalError, match=r'add took .*"required": \["n"\].* takes .*\[\]'):
+        k2lab.resume(path, lab=lab, tools=[wider])
     with pytest.raises(JournalError, match="secrets that are not at hand"):
         k2lab.resume(path, lab=lab, tools=[add])
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"answered"', b'"answeRed"', 1))
     with pytest.raises(JournalError, match="not as it was signed"):
         k2lab.resume(path, lab=lab, tools=[add], secrets=["Go on"])
+
+
+def test_a_run_goes_on_where_only_words_about_a_tool_are_other_ones(
+    lab: Lab, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.journal"
+    _, add = interrupted(lab, path, "reads")
+    number = {**add.parameters["properties"]["n"], "description": "Any number.", "title": "N"}
+    told = {**add.parameters, "properties": {"n": number}, "title": "Adding"}
+    worded = Tool("add", "Adds.", told, add.function, effect="reads")
+    sampler = script(lab, f"<think>So.</think>Done.{END}")
+    again = ended(k2lab.resume(path, lab=lab, tools=[worded], sampler=sampler, secrets=["Go on"]))
+    assert again.trace.answer == "Done."
+
+
+def test_a_run_that_had_a_memory_says_that_it_is_missing(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run.journal"
+    turns = script(lab, section("recall", '{"query": "keys"}'))
+    ended(lab.run("Go.", tools=[], memory=Memory(), sampler=turns, journal=path,
+                  budget=Budget(steps=1)))  # fmt: skip
+    with pytest.raises(JournalError, match=r"recall is missing; remember is missing.*`memory=`"):
+        k2lab.resume(path, lab=lab, tools=[])
+    more = {"memory": Memory(), "sampler": script(lab, f"<think>So.</think>Done.{END}")}
+    assert ended(k2lab.resume(path, lab=lab, tools=[], **more)).trace.answer == "Done."
+
+
+def test_a_journal_that_holds_hashes_of_schemas_is_gone_on_with_or_says_why(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.journal"
+    begin = Journal.begin.__func__  # type: ignore[attr-defined]
+
+    def as_before(cls: Any, *given: Any, tools: Any, **more: Any) -> Journal:
+        hashed = [{**each, "parameters": digest_of(each["parameters"])} for each in tools]
+        made: Journal = begin(cls, *given, tools=hashed, **more)
+        return made
+
+    monkeypatch.setattr(Journal, "begin", classmethod(as_before))
+    _, add = interrupted(lab, path, "reads")
+    assert read(path)[0].facts["tools"][0]["parameters"] == digest_of(add.parameters)
+    worded = replace(add, parameters={**add.parameters, "title": "Adding"})
+    with pytest.raises(JournalError, match="add has other arguments, or other words about them"):
+        k2lab.resume(path, lab=lab, tools=[worded])
+    sampler = script(lab, f"<think>So.</think>Done.{END}")
+    again = ended(k2lab.resume(path, lab=lab, tools=[add], sampler=sampler, secrets=["Go on"]))
+    assert again.trace.answer == "Done."
 
 
 def test_a_run_that_cannot_begin_leaves_no_journal(lab: Lab, tmp_path: Path) -> None:
