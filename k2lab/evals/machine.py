@@ -6,8 +6,8 @@ disk, and a layer without any size. Other programs on the machine are measured a
 """
 
 import math
+import random
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ import torch
 
 from k2lab.engine.taps import untouched
 from k2lab.errors import InputError
-from k2lab.evals.disk import disk_rate
+from k2lab.evals.disk import disk_rate, evict
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.model.synthetic import write_synthetic
@@ -35,6 +35,7 @@ from k2lab.weights.budget import READERS, Offload, compute_dtype, needs
 from k2lab.weights.dense import dense_specs
 from k2lab.weights.forms import Ask, build, choose, slot_bytes
 from k2lab.weights.forms import Room as Slots
+from k2lab.weights.host import Host
 from k2lab.weights.links import Direct, Past
 from k2lab.weights.memory import free
 from k2lab.weights.planner import Machine
@@ -103,8 +104,12 @@ def measured(
     """
     memory = free(torch.device("cpu")) if memory is None else memory
     slabs = None if folder is None else Slabs(Shards(folder), config)
+    # First of all: what others of these give back would be taken for fresh memory.
+    widen = math.inf if slabs is None else _widen(config, slabs)
+    files = [] if folder is None or disk is not None else sorted(folder.glob("*.safetensors"))
     if disk is None:
-        disk = NVME_RATE if folder is None else disk_rate(sorted(folder.glob("*.safetensors")))
+        disk = disk_rate(files) if files else NVME_RATE
+    fetch = math.inf
     whole = _small(config)
     if config.moe_layers and whole.hidden_size == config.hidden_size:
         calls, wait, link = _in_place(whole)
@@ -112,7 +117,9 @@ def measured(
     else:
         alone = _decode([K2(whole, Resident(whole, _ones(whole)))])[0][0]
         wait, calls = 0.0, alone / whole.num_hidden_layers
-        experts, link = _experts(config, slabs) if config.moe_layers else (math.inf, math.inf)
+        experts, link = math.inf, math.inf
+        if config.moe_layers:
+            experts, link, fetch = _experts(config, slabs, files)
     return Machine(
         name=f"CPU, {torch.get_num_threads()} threads",
         gpus=0,
@@ -122,10 +129,11 @@ def measured(
         link_rate=link,
         host_bytes=memory,
         disk_rate=disk,
+        fetch_rate=fetch,
         layer_seconds=calls,
         miss_seconds=wait,
         tensor_seconds=0.0 if folder is None else _tensor(config, folder),
-        widen_rate=math.inf if slabs is None else _widen(config, slabs),
+        widen_rate=widen,
     )
 
 
@@ -139,39 +147,54 @@ def _dense(config: K2Config) -> float:
     return weight.nbytes / _typical(lambda: linear(x, weight))
 
 
-def _experts(config: K2Config, slabs: Slabs | None) -> tuple[float, float]:
-    """Bytes per second of computing with experts in their slots, and of bringing them there."""
+def _experts(
+    config: K2Config, slabs: Slabs | None, files: Sequence[Path]
+) -> tuple[float, float, float]:
+    """Bytes per second of computing with experts in their slots, and of bringing them there.
+
+    From the page cache first, then from the disk if `files` are given; by the threads and buffers
+    of the store, and as many at once as one layer asks for.
+    """
     device, shape = torch.device("cpu"), layout(config)
     dtype = compute_dtype(config, device)
     form, chosen = choose(config, device, dtype), config.num_experts_per_tok
-    slots = min(config.n_routed_experts, SAMPLED)
+    slots = min(config.n_routed_experts, SAMPLED) // chosen * chosen
     held = build(form, config, shape, dtype, Slots(1, slots), Direct(), device)
     blank = torch.zeros(shape.nbytes, dtype=torch.uint8)
-    layer, buffers = config.first_k_dense_replace, threading.local()
+    offload = Offload(device=device, dtype=dtype, device_budget=0)
+    host = None if slabs is None else Host(config, slabs, offload, Direct())
 
-    def bring(slot: int) -> None:
-        if slabs is None:
-            held.fill(0, slot, blank, Past())
+    def bring(expert: int) -> None:
+        if host is None:
+            held.fill(0, expert % slots, blank, Past())
             return
-        if not hasattr(buffers, "slab"):
-            buffers.slab = torch.empty(shape.nbytes, dtype=torch.uint8)
-        slabs.read_into(layer, slot, buffers.slab.numpy())
-        held.fill(0, slot, buffers.slab, Past())
+        with host.slab(0, expert) as (slab, _):
+            held.fill(0, expert % slots, slab, Past())
 
     with ThreadPoolExecutor(READERS) as readers:
 
-        def bring_all() -> None:
-            list(readers.map(bring, range(slots)))
+        def bring_all(experts: Sequence[int]) -> None:
+            for first in range(0, slots, chosen):
+                list(readers.map(bring, experts[first : first + chosen]))
 
-        filling = _typical(bring_all)  # the first time is thrown away: it reads the disk
+        def bring_cold() -> None:
+            evict(files)
+            bring_all(random.sample(range(config.n_routed_experts), slots))
+
+        filling = _typical(partial(bring_all, range(slots)))  # thrown away first: it reads the disk
+        fetching = _typical(bring_cold) if files else 0.0
     x = torch.full((1, config.hidden_size), 0.5, dtype=dtype)
     seconds = []
-    for first in range(0, slots - chosen + 1, chosen):  # in turn, as decoding asks for them
+    for first in range(0, slots, chosen):  # in turn, as decoding asks for them
         used = list(range(first, first + chosen))
         ask = Ask(0, used, torch.tensor([used]), _here)
         seconds.append(_typical(partial(held.rows, ask, x, None)))
-    slot = slot_bytes(form, config, shape, dtype)
-    return chosen * slot / median(seconds), slots * shape.nbytes / filling
+    slot, brought = slot_bytes(form, config, shape, dtype), slots * shape.nbytes
+    return (
+        chosen * slot / median(seconds),
+        brought / filling,
+        brought / fetching if fetching else math.inf,
+    )
 
 
 def _here(slot: int) -> None:
@@ -269,11 +292,20 @@ def _ones(config: K2Config) -> Callable[[str], torch.Tensor]:
 
 
 def _widen(config: K2Config, slabs: Slabs) -> float:
-    """Bytes per second of making a dense tensor of what the page cache holds."""
+    """Bytes per second of making dense tensors of what the page cache holds, and keeping them.
+
+    As loading keeps them: memory that nobody had comes slower than what was just given back, on a
+    virtual machine ten times (measured).
+    """
     dtype = compute_dtype(config, torch.device("cpu"))
     fitting = [spec for spec in dense_specs(config) if spec.nbytes <= DENSE_SAMPLE]
     spec = max(fitting, key=lambda each: each.nbytes)
-    return spec.nbytes / _typical(lambda: slabs.read(spec.key).to(dtype))
+    held, seconds = [], []
+    for _ in range(TRIES + 1):
+        began = time.perf_counter()
+        held.append(slabs.read(spec.key).to(dtype))
+        seconds.append(time.perf_counter() - began)
+    return spec.nbytes / median(seconds[len(held) // 2 :])
 
 
 def _tensor(config: K2Config, folder: Path) -> float:

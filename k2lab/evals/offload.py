@@ -8,6 +8,7 @@ stands beside each figure. Not here: the others themselves (`peers.py`), prefill
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,12 +28,14 @@ from k2lab.model.k2 import K2
 from k2lab.spec.config import K2Config
 from k2lab.tensors.shards import Shards
 from k2lab.weights.budget import Offload, compute_dtype, needs
+from k2lab.weights.memory import free
 from k2lab.weights.planner import Machine, Plan, Wish, plan
-from k2lab.weights.slab import Slabs
+from k2lab.weights.slab import Slabs, layout
 from k2lab.weights.tiered import DISK, Tiered
 
 WARM_UP = 2  # tokens before the clock runs
 MOST_SLOTS = 64  # of the sweep, per layer
+SHARE = 0.7  # of free memory that the sweep may take
 EVICTED = "posix_fadvise(POSIX_FADV_DONTNEED) on the checkpoint's files before every token"
 
 
@@ -47,9 +50,11 @@ class Passage:
     least_bytes_per_token: float  # of the experts that were missed
     device_bytes_per_token: float | None  # read from the block device, as the system counts
     bytes_s: float  # over the whole token: attention, head and all
+    layers_bytes_s: float  # over the layers with experts, attention and all: what K2's 60 tend to
     delivery_bytes_s: float  # from the router's choice to the last expert's output
     hit_rate: float
     stall_ms_per_token: float
+    others: float | None  # cores that other programs kept busy meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class OffloadFigures:
     cold: Passage
     warm: Passage
     share_of_disk: float  # cold.bytes_s / disk_bytes_s
+    layers_share_of_disk: float
     delivery_share_of_disk: float
     bytes_ratio: float  # cold, bytes asked / least bytes
     sweep: tuple[Passage, ...]  # warm, from the smallest budget to the largest
@@ -111,8 +117,11 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
         found = _plan(config, machine, warm, cached=True).tok_s
         checks.append(_check("tokens/s, warm", found, warm.tok_s))
         form, slab = _store(model).form, _store(model).needs.slot
-    sweep = []
+    del model
+    sweep: list[Passage] = []
     for slots in _steps(config):
+        if sweep and _offload(config, slots).device_budget > SHARE * free(torch.device("cpu")):
+            break
         with _tiered(folder, config, slots) as model:
             before = measured(config, folder, disk=machine.disk_rate)
             _decode(model, ids, _nothing)
@@ -120,6 +129,7 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
             now = _between(before, measured(config, folder, disk=machine.disk_rate))
             found = _plan(config, now, sweep[-1], cached=True).tok_s
             checks.append(_check(f"tokens/s, {slots} slots", found, sweep[-1].tok_s))
+        del model  # two at a time would not fit
     disk = median(rates)
     others, notes = peers(folder, config, ids) if peer else ([], {"all": "not asked for"})
     return OffloadFigures(
@@ -135,6 +145,7 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
         cold=cold,
         warm=warm,
         share_of_disk=cold.bytes_s / disk,
+        layers_share_of_disk=cold.layers_bytes_s / disk,
         delivery_share_of_disk=cold.delivery_bytes_s / disk,
         bytes_ratio=cold.bytes_per_token / max(cold.least_bytes_per_token, 1),
         sweep=tuple(sweep),
@@ -153,7 +164,7 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
 
 def _between(first: Machine, second: Machine) -> Machine:
     """Rates half-way between two measurements of one machine."""
-    rates = ("memory_rate", "expert_rate", "link_rate", "disk_rate", "widen_rate")
+    rates = ("memory_rate", "expert_rate", "link_rate", "disk_rate", "fetch_rate", "widen_rate")
     times = ("miss_seconds", "layer_seconds", "tensor_seconds")
     changes = {name: _rate(getattr(first, name), getattr(second, name)) for name in rates}
     changes |= {name: (getattr(first, name) + getattr(second, name)) / 2 for name in times}
@@ -179,19 +190,21 @@ def _check(what: str, planned: float, measured: float) -> Check:
 
 def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passage:
     """One token after the other; `before` runs before each, outside the clock."""
-    store, timer = _store(model), _Delivery()
+    store, timer = _store(model), _Delivery(model.config)
     ledger, cache = store.ledger(), LatentCache(model.config)
     seconds = 0.0
     start: dict[str, Any] = {}
     for place, token in enumerate(ids):
         if place == WARM_UP:
-            timer.seconds, seconds = 0.0, 0.0
+            timer.seconds, timer.layers, seconds = 0.0, 0.0, 0.0
             start = {
                 "moved": ledger.bytes_moved.get(DISK, 0),
                 "hits": ledger.hits,
                 "misses": ledger.misses,
                 "stall": ledger.stall_seconds,
                 "device": _device_bytes(),
+                "others": _others_seconds(),
+                "clock": time.perf_counter(),
             }
         before()
         began = time.perf_counter()
@@ -202,7 +215,7 @@ def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passag
     count = len(ids) - WARM_UP
     moved = ledger.bytes_moved.get(DISK, 0) - start["moved"]
     hits, misses = ledger.hits - start["hits"], ledger.misses - start["misses"]
-    device = _device_bytes()
+    device, others = _device_bytes(), _others_seconds()
     return Passage(
         slots=store.slots,
         device_budget=store.offload.device_budget,
@@ -211,41 +224,57 @@ def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passag
         least_bytes_per_token=misses * store.slab_bytes / count,
         device_bytes_per_token=None if device is None else (device - start["device"]) / count,
         bytes_s=moved / seconds,
+        layers_bytes_s=moved / max(timer.layers, 1e-9),
         delivery_bytes_s=moved / max(timer.seconds, 1e-9),
         hit_rate=hits / max(1, hits + misses),
         stall_ms_per_token=(ledger.stall_seconds - start["stall"]) / count * 1e3,
+        others=None
+        if others is None
+        else max(0.0, (others - start["others"]) / (time.perf_counter() - start["clock"])),
     )
 
 
 class _Delivery:
-    """A tap that watches the time from a router's choice to its experts' outputs."""
+    """A tap that watches how long experts, and the layers that have some, take."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
+    def __init__(self, config: K2Config) -> None:
+        self.seconds = 0.0  # from a router's choice to its experts' outputs
+        self.layers = 0.0  # from the first such layer's input to the last one's output
+        self._chosen = self._entered = 0.0
+        self._first = f"layers.{config.first_k_dense_replace}.input"
 
     def __call__(self, site: str, value: Tensor) -> Tensor:
         """The value itself."""
-        if site.endswith(".mlp.router.weights"):
-            self._began = time.perf_counter()
+        now = time.perf_counter()
+        if site == self._first:
+            self._entered = now
+        elif site.endswith(".mlp.router.weights"):
+            self._chosen = now
         elif site.endswith(".mlp.experts.rows"):
-            self.seconds += time.perf_counter() - self._began
+            self.seconds += now - self._chosen
+        elif site == "norm":
+            self.layers += now - self._entered
         return value
 
 
 @contextmanager
 def _tiered(folder: Path, config: K2Config, slots: int) -> Iterator[K2]:
     """The network with so many slots per layer."""
-    device = torch.device("cpu")
-    slabs = Slabs(Shards(folder), config)
-    plain = Offload(device=device, dtype=compute_dtype(config, device), device_budget=0)
-    need = needs(config, slabs.layout, plain)
-    more = (slots - config.num_experts_per_tok) * len(config.moe_layers) * need.slot
-    store = Tiered(config, slabs, replace(plain, device_budget=need.smallest + more))
+    offload = _offload(config, slots)
+    store = Tiered(config, Slabs(Shards(folder), config), offload)
     try:
         yield K2(config, store)
     finally:
         store.close()
+
+
+def _offload(config: K2Config, slots: int) -> Offload:
+    """The options that give so many slots per layer."""
+    device = torch.device("cpu")
+    plain = Offload(device=device, dtype=compute_dtype(config, device), device_budget=0)
+    need = needs(config, layout(config), plain)
+    more = (slots - config.num_experts_per_tok) * len(config.moe_layers) * need.slot
+    return replace(plain, device_budget=need.smallest + more)
 
 
 def _steps(config: K2Config) -> list[int]:
@@ -268,6 +297,16 @@ def _device_bytes() -> int | None:
     except OSError:
         return None
     return int(next(line for line in lines if line.startswith("read_bytes:")).split()[1])
+
+
+def _others_seconds() -> float | None:
+    """Seconds that the processors have worked for others; None where nobody counts."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _, _, *rest = map(int, fields)  # idle and waiting left out
+    return sum((user, nice, system, *rest)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _store(model: K2) -> Tiered:

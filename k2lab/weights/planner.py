@@ -53,6 +53,7 @@ class Machine:
     link_rate: float  # from host memory into a slot
     host_bytes: int  # memory beside the device's; of a CPU, what may cache files
     disk_rate: float
+    fetch_rate: float = math.inf  # from the disk into a slot, where that is known
     miss_seconds: float = 0.0  # more in a layer that misses anything, however little
     layer_seconds: float = 0.0  # of one layer's calls, however small its arithmetic
     tensor_seconds: float = 0.0  # of opening one tensor of a checkpoint
@@ -300,7 +301,7 @@ def _seconds(config: K2Config, machine: Machine, wish: Wish, miss: _Misses, slot
         memory=(dense + cache) / machine.memory_rate + chosen / machine.expert_rate,
         calls=config.num_hidden_layers * machine.layer_seconds,
         link=miss.device * slab / machine.link_rate + miss.waits * machine.miss_seconds,
-        disk=miss.disk * slab / machine.disk_rate,
+        disk=miss.disk * slab / min(machine.disk_rate, machine.fetch_rate),
     )
 
 
@@ -327,12 +328,13 @@ def _helps(config: K2Config, machine: Machine, wish: Wish) -> str:
 
     free = replace(wish, weights=None)
     memory, experts = 2 * machine.memory_rate, 2 * machine.expert_rate
+    disk, fetch = 2 * machine.disk_rate, 2 * machine.fetch_rate
     doubled = {
         "device memory twice as large": (twice(device_bytes=2 * machine.device_bytes), free),
         "device memory twice as fast": (twice(memory_rate=memory, expert_rate=experts), wish),
         "host memory twice as large": (twice(host_bytes=2 * machine.host_bytes), wish),
         "a link to the device twice as fast": (twice(link_rate=2 * machine.link_rate), wish),
-        "a disk twice as fast": (twice(disk_rate=2 * machine.disk_rate), wish),
+        "a disk twice as fast": (twice(disk_rate=disk, fetch_rate=fetch), wish),
         "calls twice as fast": (twice(layer_seconds=machine.layer_seconds / 2), wish),
     }
     rates = {name: _place(config, *each).tok_s for name, each in doubled.items()}

@@ -1,6 +1,7 @@
 """The disk is read whole or up to a sample, and forgetting changes no byte."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,28 @@ needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no po
 
 
 @needs_linux
+@pytest.mark.parametrize("sample", [2**21, 2**30])
 def test_the_disk_is_read_whole_or_up_to_the_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int
 ) -> None:
     file = tmp_path / "data"
     file.write_bytes(os.urandom(3 * 2**20))
     monkeypatch.setattr(disk, "BLOCK", 2**20)
-    monkeypatch.setattr(disk, "SAMPLE", 2**21)
+    monkeypatch.setattr(disk, "STRETCH", 2**20)
+    monkeypatch.setattr(disk, "SAMPLE", sample)
+    asked, real = [], disk._read
+
+    def counted(places: Sequence[tuple[Path, int]]) -> int:
+        asked.append(sorted(place for _, place in places))
+        return real(places)
+
+    monkeypatch.setattr(disk, "_read", counted)
     assert disk_rate([file]) > 0
+    whole = list(range(0, 3 * 2**20, 2**20))
+    if sample > 3 * 2**20:
+        assert asked == [whole, whole]
+    else:
+        assert [len(each) for each in asked] == [2, 2]
+        assert sorted({*asked[0], *asked[1]}) == whole  # the second time what was not read yet
     evict([file])
     assert len(file.read_bytes()) == 3 * 2**20

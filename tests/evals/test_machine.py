@@ -9,6 +9,7 @@ import torch
 from k2lab.errors import InputError
 from k2lab.evals import machine
 from k2lab.evals.machine import described, measured
+from k2lab.model.synthetic import cut, write_synthetic
 from k2lab.spec.config import K2_NANO, K2Config
 
 
@@ -52,4 +53,20 @@ def test_large_experts_are_measured_in_the_form_of_their_slots(
     assert 1e6 < found.expert_rate < 1e13
     assert 1e5 < found.link_rate < 1e12
     assert found.miss_seconds == 0
+    assert found.fetch_rate == math.inf  # no files
     assert found.name == f"CPU, {torch.get_num_threads()} threads"
+
+
+def test_large_experts_are_brought_from_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = cut(K2_NANO, 2)
+    folder = write_synthetic(config, tmp_path / "narrow")
+    monkeypatch.setattr(machine, "IN_PLACE_LIMIT", 0)
+    evicted: list[int] = []
+    monkeypatch.setattr(machine, "evict", lambda files: evicted.append(len(files)))
+    found = measured(config, folder)
+    assert 1e3 < found.fetch_rate < 1e12
+    assert 1e3 < found.link_rate < 1e12
+    assert evicted == [len(list(folder.glob("*.safetensors")))] * (machine.TRIES + 1)
+    assert measured(config, folder, disk=5e8).fetch_rate == math.inf

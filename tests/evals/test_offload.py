@@ -21,7 +21,10 @@ def test_figures_of_a_small_checkpoint_agree(small_checkpoint: Path) -> None:
     assert found.sweep[-1].bytes_per_token == 0
     assert found.bytes_ratio == pytest.approx(1, abs=0.02)
     assert found.share_of_disk == pytest.approx(found.cold.bytes_s / found.disk_bytes_s)
-    assert found.cold.delivery_bytes_s >= found.cold.bytes_s
+    cold = found.cold
+    assert cold.delivery_bytes_s >= cold.layers_bytes_s >= cold.bytes_s
+    assert found.layers_share_of_disk == pytest.approx(cold.layers_bytes_s / found.disk_bytes_s)
+    assert all(each.others is not None and each.others >= 0 for each in (found.cold, found.warm))
     budgets = [point.device_budget for point in found.sweep]
     assert budgets == sorted(set(budgets))
     assert [check.what for check in found.checks][:3] == [

@@ -205,3 +205,13 @@ def test_decoding_takes_what_was_planned_where_the_disk_alone_takes_time(
     hits = 1 - len(reads) / (tokens * 8 * 2)
     known = plan(config, machine, Wish(context=64, weights=budget, hit_rate=hits))
     assert known.tok_s == pytest.approx(measured, rel=0.01)
+
+
+def test_experts_come_from_the_disk_no_faster_than_they_are_put_into_slots() -> None:
+    wish, cold = Wish(context=64), replace(CPU, host_bytes=0)
+    slow = plan(K2_THINKING, replace(cold, fetch_rate=cold.disk_rate / 2), wish)
+    plain = plan(K2_THINKING, cold, wish)
+    assert slow.seconds_per_token["disk"] == pytest.approx(2 * plain.seconds_per_token["disk"])
+    assert slow.load_seconds == plain.load_seconds  # what is no expert is only read
+    quick = plan(K2_THINKING, replace(cold, fetch_rate=2 * cold.disk_rate), wish)
+    assert quick.tok_s == plain.tok_s
