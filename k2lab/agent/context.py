@@ -116,8 +116,12 @@ class Context:
         The longest are cut, to equal lengths. Their whole texts go into the memory, and where each
         breaks off stands the citation of what follows.
         """
-        lengths = [len(self._parts_of(each)) if each.role == "tool" else 0 for each in messages]
-        most = fair(lengths, int(share * self.room))
+        results = [each.content if each.role == "tool" else "" for each in messages]
+        most = int(share * self.room)
+        if sum(len(each.encode("utf-8", "surrogatepass")) for each in results) <= most:
+            return list(messages)  # a token has at least one byte
+        lengths = [len(self._parts_of(each)) for each in results]
+        most = fair(lengths, most)
         return [
             each if length <= most else self._cut(each, most, memory)
             for each, length in zip(messages, lengths, strict=True)
@@ -129,12 +133,12 @@ class Context:
         keep = memory.keep if memory is not None and text.strip() else None
         longest = cut_notice(text, len(text), keep)  # its figures have the most digits
         shown = most - len(self.mind.tokenizer.encode(longest))
-        start = "".join(self._parts_of(message)[: max(0, shown)])
+        start = "".join(self._parts_of(text)[: max(0, shown)])
         return replace(message, content=start + cut_notice(text, len(start), keep))
 
-    def _parts_of(self, message: Message) -> list[str]:
+    def _parts_of(self, text: str) -> list[str]:
         """The texts of a result's tokens, of those that could ever fit."""
-        start, tokenizer = message.content[: CHARACTERS * self.room], self.mind.tokenizer
+        start, tokenizer = text[: CHARACTERS * self.room], self.mind.tokenizer
         return pieces(tokenizer.encode(start), tokenizer)
 
     def _frames(self, prompt: Prompt) -> tuple[list[tuple[Message, Prompt]], Prompt]:

@@ -6,9 +6,11 @@ import time
 from dataclasses import dataclass
 
 from k2lab.evals.injections import Injections, injections
-from k2lab.evals.kills import POINTS, Kills, kills
+from k2lab.evals.kills import SCENES, Kills, kills
 from k2lab.evals.mutants import Mutants, mutants
 from k2lab.evals.storm import storm
+
+STRUCK = 0.2  # of the steps of each storm must have a fault, else it shows too little
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Agent:
     """The report."""
 
     storms: Storms
-    kills: Kills
+    kills: dict[str, Kills]  # by scene
     mutants: Mutants
     injections: Injections
     seconds: float
@@ -47,7 +49,9 @@ class Agent:
             storms.kept_once == storms.calls
             and storms.answered == storms.seeds
             and storms.thoughts_lost == 0
-            and self.kills.whole
+            and storms.least_struck >= STRUCK
+            and all(each.whole for each in self.kills.values())
+            and self.kills["narrow"].compacted > self.kills["narrow"].points
             and mutants.raised == mutants.retracted == mutants.split == 0
             and attacked.accuracy == 0
         )
@@ -72,7 +76,9 @@ def agent(
         least_struck=min(sum(each.struck.values()) / each.steps for each in found),
         answered=sum(each.reason == "answer" for each in found),
     )
-    killed = kills(range(0, POINTS, every))
+    killed = {
+        scene: kills(scene, range(0, played.points, every)) for scene, played in SCENES.items()
+    }
     damaged, attacked = mutants(mutants_tried), injections()
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,9 +1,11 @@
 """Kills a run at every point where it could be lost, resumes it, and counts what happened.
 
 A child process runs a scripted model (`puppet.py`) with a journal and is killed (SIGKILL) before,
-in the middle of and after each write, and before, between and after what a tool does. Another
-resumes it. Right is: the run finishes, the journal verifies, what changes the world was done once
-(the model looks where an outcome is unknown), what only reads was done at most once more.
+in the middle of and after each write, before, between and after what a tool does, and before and
+after each result that compaction puts into the memory. Another resumes it. Right is: the run
+finishes, the journal verifies, what changes the world was done once (the model looks where an
+outcome is unknown), what only reads was done at most once more, and where every outcome is known
+the whole run has the very tokens of a run that was not killed.
 """
 
 import multiprocessing
@@ -13,14 +15,18 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from k2lab.agent.journal import Journal, read, verify
+from k2lab.agent.budget import Budget
+from k2lab.agent.journal import Journal, Record, read, verify
 from k2lab.agent.keys import Key
 from k2lab.agent.loop import Mind, carry_on, opening
+from k2lab.agent.memory import Memory
 from k2lab.agent.resume import UNKNOWN, stand
 from k2lab.agent.terms import Terms
 from k2lab.agent.tools import Tool, tool
@@ -34,12 +40,34 @@ from k2lab.text.tokenizer import Tokenizer
 
 ENTRIES = 6  # entries that the model keeps; the third and the fourth are looked up side by side
 CONTEXT = 32_768
-POINTS = 122  # at which a run can be killed; a few more are after its end
 NEVER = -1  # the point at which a run that may live is killed
 SECONDS = 60.0  # that one process may take
+SIDE_BY_SIDE = 4  # survivors, each with a folder of its own
 
-_KEPT = re.compile(r"## Return of functions\.(?:note|look):(\d+)\n(?:kept|there)")
-_RESULT = re.compile(r"## Return of functions\.(note|look):(\d+)\n([^<]*)<")
+_RESULT = re.compile(r"## Return of functions\.(?:note|look):(\d+)\n([^<]*)<")
+_KNOWN = ("kept", "there", "[hidden")
+
+
+Conversation = dict[str, Any]
+"""What was said, by its place, as a journal writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A kind of run that is killed."""
+
+    points: int  # at which a run can be killed; a few more are after its end
+    context: int | None = None  # tokens; None: it is never filled
+    words: int = 0  # in each result
+    wide: int = 0  # words in the result that is larger than the context
+    thought: int = 0  # words in the thought that fills it
+
+
+SCENES = {
+    "roomy": Scene(122),
+    "narrow": Scene(182, context=1500, words=40, wide=2000, thought=300),
+}
+"""`narrow` compacts: between turns, in the middle of one, and for a result that has to be cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +79,8 @@ class Kills:
     verified: int  # of those: with a journal that is whole
     once: int  # of those: every change of the world made exactly once
     at_most_once_more: int  # of those: nothing that only reads made more than twice
+    same: int  # of those: the tokens of a run that was not killed, unless an outcome is unknown
+    compacted: int  # times that a survivor was compacted, all together
     unknown: int  # calls whose outcome was told to be unknown
     cut: int  # journals whose torn last line was cut and recorded
     seconds: float
@@ -58,7 +88,8 @@ class Kills:
     @property
     def whole(self) -> bool:
         """Whether every run survived."""
-        return self.points == self.finished == self.verified == self.once == self.at_most_once_more
+        counted = (self.finished, self.verified, self.once, self.at_most_once_more, self.same)
+        return all(each == self.points for each in counted)
 
 
 class _Fuse:
@@ -91,7 +122,21 @@ class _Fused(Journal):
         self.fuse.pass_by()
 
 
-def _tools(folder: Path, fuse: _Fuse) -> list[Tool]:
+class _FusedMemory(Memory):
+    """A memory in whose taking in a process can be killed."""
+
+    def __init__(self, path: Path, fuse: _Fuse) -> None:
+        super().__init__(path)
+        self._fuse = fuse
+
+    def keep(self, text: str) -> str:
+        self._fuse.pass_by()
+        citation = super().keep(text)
+        self._fuse.pass_by()
+        return citation
+
+
+def _tools(folder: Path, fuse: _Fuse, scene: Scene) -> list[Tool]:
     """`note` changes the world, which is a file; `look` tells what is in it."""
 
     def add(name: str, n: int) -> None:
@@ -101,46 +146,53 @@ def _tools(folder: Path, fuse: _Fuse) -> list[Tool]:
         os.close(file)
         fuse.pass_by()
 
+    def page(n: int) -> str:
+        return f" {n}, page" * (scene.wide if n == 1 else scene.words)
+
     @tool(effect="writes")
     def note(n: int) -> str:
         """Keep an entry."""
         add("kept", n)
-        return "kept"
+        return "kept" + page(n)
 
     @tool(effect="reads")
     def look(n: int) -> str:
         """Whether an entry is there."""
         add("looked", n)
-        return "there" if n in (2, 3) or _lines(folder / "kept")[n] else "not there"
+        there = n in (2, 3) or _lines(folder / "kept")[n]
+        return "there" + page(n) if there else "not there"
 
     return [note, look]
 
 
-def _reply(text: str) -> str:
+def _reply(text: str, scene: Scene) -> str:
     """The model's next turn: it keeps what is not kept, and looks where it does not know."""
-    known = {int(n) for n in _KEPT.findall(text)}
+    results = {int(n): result for n, result in _RESULT.findall(text)}  # the latest of each
+    known = {n for n, result in results.items() if result.startswith(_KNOWN)}
     entry = next((n for n in range(ENTRIES) if n not in known), None)
     if entry is None:
         return "<think>All there.</think>Done."
-    thought = f"<think>Now {entry}.</think>"
+    more = " and on" * (scene.thought if entry == ENTRIES - 1 and entry not in results else 0)
+    thought = f"<think>Now {entry}{more}.</think>"
     if entry in (2, 3):
         return thought + calls(*(("look", str(n), f'{{"n": {n}}}') for n in (2, 3)))
-    results = [result for _, n, result in _RESULT.findall(text) if int(n) == entry]
-    name = "look" if results and results[-1].startswith(UNKNOWN) else "note"
+    name = "look" if results.get(entry, "").startswith(UNKNOWN) else "note"
     return thought + calls((name, str(entry), f'{{"n": {entry}}}'))
 
 
-def live(folder: Path, point: int) -> int:
+def live(folder: Path, point: int, scene: Scene) -> int:
     """Run, or go on with the run, in a folder; killed at a point. The number of points passed."""
     fuse = _Fuse(point)
     _Fused.fuse = fuse
     shape, path, key = asset("k2-nano"), folder / "run.journal", Key.own(folder / "key.pem")
     config = replace(K2Config.from_json(shape), max_position_embeddings=CONTEXT)
     tokenizer = Tokenizer.from_folder(shape)
-    mind = Mind(Puppet(config, tokenizer, _reply), tokenizer)  # type: ignore[arg-type]
+    puppet = Puppet(config, tokenizer, partial(_reply, scene=scene))
+    mind = Mind(puppet, tokenizer)  # type: ignore[arg-type]
     if path.exists() and verify(path).ended == "answer":  # killed after all was done
         return 0
-    tools, settings = _tools(folder, fuse), Settings(max_tokens=CONTEXT, capture=LEVELS["off"])
+    settings = Settings(max_tokens=CONTEXT, capture=LEVELS["off"])
+    tools, memory = _tools(folder, fuse, scene), _FusedMemory(folder / "memory.db", fuse)
     try:
         journal, records = _Fused.reopen(path, tokenizer, key=key)
         found = stand(records, journal, mind)
@@ -150,66 +202,99 @@ def live(folder: Path, point: int) -> int:
         path.unlink(missing_ok=True)
         journal = _Fused.begin(path, tokenizer, key=key)
         place, recalled = opening(mind, [{"role": "user", "content": "Keep 0 to 5."}], tools), {}
-    terms = Terms(witness=journal, recalled=recalled)
+    budget = Budget(context=scene.context)
+    terms = Terms(witness=journal, recalled=recalled, memory=memory, budget=budget)
     for _ in carry_on(mind, place, tools, settings, terms):
         pass
     return fuse.passed
 
 
-def _live(folder: str, point: int, passed: Any) -> None:
-    passed.value = live(Path(folder), point)
+def _live(folder: str, point: int, scene: Scene, passed: Any) -> None:
+    passed.value = live(Path(folder), point, scene)
 
 
-def kills(points: Iterable[int] | None = None, *, again: bool = False) -> Kills:
-    """Kill at these points, by default at each; `again` kills the resumed run too, at the same."""
+def kills(
+    scene: str = "roomy", points: Iterable[int] | None = None, *, again: bool = False
+) -> Kills:
+    """Kill a run of this scene at these points, by default at each of its own.
+
+    `again` kills the resumed run too, at the same.
+    """
     context = multiprocessing.get_context("forkserver")  # a child starts without loading torch
     context.set_forkserver_preload(["k2lab.evals.kills"])
-    began, total = time.perf_counter(), Counter[str]()
+    began, total, played = time.perf_counter(), Counter[str](), SCENES[scene]
 
     def run(folder: str, point: int) -> tuple[int | None, int]:
         passed = context.Value("i", -1)
-        child = context.Process(target=_live, args=(folder, point, passed))
+        child = context.Process(target=_live, args=(folder, point, played, passed))
         child.start()
         child.join(SECONDS)
-        return child.exitcode, passed.value
+        code = child.exitcode  # None: it hangs
+        child.kill()
+        return code, passed.value
+
+    def survivor(point: int) -> Counter[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(1 + again):
+                run(folder, point)
+            code, _ = run(folder, NEVER)
+            return _found(Path(folder), code, whole)
 
     with tempfile.TemporaryDirectory() as folder:
         code, every = run(folder, NEVER)
         assert code == 0, "the run without a kill failed"
-    for point in range(every) if points is None else points:
-        with tempfile.TemporaryDirectory() as folder:
-            for _ in range(1 + again):
-                code, _ = run(folder, point)
-                total["killed"] += code == -signal.SIGKILL
-            code, _ = run(folder, NEVER)
-            total += _found(Path(folder), code)
-            total["points"] += 1
+        assert every >= played.points, f"it has {every} points"
+        whole = _conversation(read(Path(folder) / "run.journal"))
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:  # children wait for the disk most of the time
+        for each in pool.map(survivor, range(played.points) if points is None else points):
+            total += each
     return Kills(
         points=total["points"],
         finished=total["finished"],
         verified=total["verified"],
         once=total["once"],
         at_most_once_more=total["reads"],
+        same=total["same"],
+        compacted=total["compacted"],
         unknown=total["unknown"],
         cut=total["cut"],
         seconds=time.perf_counter() - began,
     )
 
 
-def _found(folder: Path, code: int | None) -> Counter[str]:
-    """What one survivor left behind."""
+def _found(folder: Path, code: int | None, whole: Conversation) -> Counter[str]:
+    """What one survivor left behind, beside the conversation that nobody killed."""
     path, key = folder / "run.journal", Key.own(folder / "key.pem")
     verdict, records = verify(path, trusted=[key.public]), read(path)
     kept, looked = _lines(folder / "kept"), _lines(folder / "looked")
     answers = [each.facts["content"] for each in records if each.kind == "answered"]
     return Counter(
+        points=1,
         finished=int(code == 0 and verdict.ended == "answer"),
         verified=int(verdict.whole and verdict.checkpoint and verdict.known_signer),
         once=int(kept == {n: 1 for n in range(ENTRIES) if n not in (2, 3)}),
         reads=int(all(looked[n] in (1, 2) for n in (2, 3))),
+        same=int(UNKNOWN in answers or _conversation(records) == whole),
+        compacted=max(each.facts["context"] for each in records if each.kind == "turn"),
         unknown=answers.count(UNKNOWN),
         cut=sum(each.kind == "cut" for each in records),
     )
+
+
+def _conversation(records: Sequence[Record]) -> Conversation:
+    """What was read and written, token by token, and what came back of each call."""
+    told = Conversation()
+    for each in records:
+        match each.kind:
+            case "opened":
+                told["opened"] = each.facts["given"]
+            case "turn":  # one that was gone on with stands there again, longer
+                place = f"turn {each.facts['step']}, context {each.facts['context']}"
+                given = told.get(place, [each.facts["given"]])[0]
+                told[place] = [given, each.facts["chosen"]]
+            case "answered":
+                told[f"answer {each.facts['key']}"] = each.facts["content"]
+    return told
 
 
 def _lines(path: Path) -> Counter[int]:

@@ -1,7 +1,8 @@
 """Damaged turns for the parser: no exception, nothing taken back, the same in any pieces.
 
 Whole turns as a K2 writes them are damaged at random: characters deleted, doubled, exchanged, cut
-off; markers put in; parts of another turn spliced in. Each is parsed at once and in random pieces.
+off; markers put in; parts of another turn spliced in. Each is parsed at once and in random pieces,
+from any place where a turn may begin, with and without knowledge of the tools.
 """
 
 import time
@@ -20,6 +21,8 @@ from k2lab.text.parse import (
     THINK,
     THINK_END,
     TURN_END,
+    Start,
+    Tools,
     Turn,
     TurnParser,
     parse_turn,
@@ -54,6 +57,11 @@ ARGUMENT_TEXTS = (
     '{"a": 1', "please", '{"code": "if a < b:\\n  print(\\"</think>\\")"}', '"text"', "",
 )  # fmt: skip
 PIECES = 4  # random cuts of each mutant
+STARTS: tuple[Start, ...] = ("none", "none", "reasoning", "content")
+TOOLS: Tools = {
+    "f": {"type": "object", "properties": {"a": {}}, "required": ["a"]},
+    "fs.read": {"type": "object", "properties": {"path": {"type": "string"}}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +80,12 @@ def mutants(count: int, seed: int = 0) -> Mutants:
     began, raised, retracted, split = time.perf_counter(), 0, 0, 0
     draw = Random(seed)
     for _ in range(count):
-        text = mutant(draw)
+        text, start = mutant(draw), draw.choice(STARTS)
+        tools = draw.choice((None, TOOLS))
         try:
-            kept, turn = in_pieces(text, draw)
+            kept, turn = in_pieces(text, draw, start, tools)
             retracted += not kept
-            split += turn != parse_turn(text)
+            split += turn != parse_turn(text, start, tools)
         except Exception:  # noqa: BLE001 - counted: none may happen
             raised += 1
     return Mutants(count, raised, retracted, split, time.perf_counter() - began)
@@ -105,12 +114,14 @@ def mutant(draw: Random) -> str:
     return text
 
 
-def in_pieces(text: str, draw: Random) -> tuple[bool, Turn]:
+def in_pieces(
+    text: str, draw: Random, start: Start = "none", tools: Tools | None = None
+) -> tuple[bool, Turn]:
     """Whether nothing was taken back, and the turn, when the text comes in random pieces."""
     cuts = sorted(draw.randint(0, len(text)) for _ in range(PIECES))
-    parser, before, kept = TurnParser(), Turn("", "", (), ()), True
-    for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        parser.feed(text[start:stop])
+    parser, before, kept = TurnParser(start, tools), Turn("", "", (), ()), True
+    for begin, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        parser.feed(text[begin:stop])
         now = parser.turn
         kept = kept and _extends(before, now)
         before = now

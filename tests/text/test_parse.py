@@ -206,14 +206,13 @@ def test_case_in_one_piece_per_character_and_in_random_pieces(case: dict[str, An
     if "chunks" in case:
         assert fed(case["chunks"], start, tools) == whole
     chance = random.Random(case["name"])
-    for _ in range(200 if len(text) < 3_000 else 20):
+    for _ in range(200):
         assert fed(cut(text, chance), start, tools) == whole
 
 
 @each_case
 def test_case_is_never_taken_back(case: dict[str, Any]) -> None:
-    if len(case["text"]) < 3_000:
-        check_no_retraction(case["text"], case.get("start", "none"), case.get("tools"))
+    check_no_retraction(case["text"], case.get("start", "none"), case.get("tools"))
 
 
 def test_the_case_file_is_whole() -> None:
