@@ -66,7 +66,7 @@ class Context:
         """Forget everything; what is read next begins a context of its own."""
         self.first, self.number = self.next, self.number + 1
         self.cache.truncate(0)
-        self._parts = []
+        self._parts, self._in_vain = [], 0
 
     def compacted(self, prompt: Prompt, memory: Memory | None = None) -> Prompt | None:
         """All that is remembered and the prompt, shortened; None where it need not or cannot be.

@@ -320,6 +320,28 @@ def test_a_thought_that_fills_the_context_goes_on_after_older_results_made_room(
         np.testing.assert_allclose(trace.logprob[first:stop][chosen], wanted, atol=1e-4)
 
 
+def test_a_conversation_that_begins_beyond_its_room_loses_its_oldest_exchange(
+    lab: Lab, tmp_path: Path
+) -> None:
+    talk = [
+        {"role": "user", "content": "First? " + "and " * 300},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "Second?"},
+    ]
+    path, given = tmp_path / "run.journal", {"tools": [look], "budget": Budget(context=1000)}
+    sampler = Remembering(ids_of(lab, turn(0), "Done."))
+    run = ended(lab.run(talk, sampler=sampler, journal=path, **given))
+    assert run.trace.answer == "Done." and len(run.trace.contexts) == 2
+    assert "Second?" in context(run, 1) and "First?" not in context(run, 1)
+    cut = Budget(context=1000, tokens=20)
+    part = ended(lab.run(talk, sampler=sampler.anew(), journal=tmp_path / "cut",
+                         **{**given, "budget": cut}))  # fmt: skip
+    assert part.trace.stopped is not None and part.trace.stopped.reason == "budget"
+    again = ended(k2lab.resume(tmp_path / "cut", lab=lab, sampler=sampler.anew(), **given))
+    assert again.trace.ids.tolist() == run.trace.ids.tolist()
+    assert again.turns == run.turns and verify(tmp_path / "cut").whole
+
+
 def test_a_thought_longer_than_any_room_ends_with_a_reason_and_a_mend(lab: Lab) -> None:
     run = asked(lab, "<think>" + LONG * 9, limit=2000)
     stopped = run.trace.stopped
