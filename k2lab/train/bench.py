@@ -93,8 +93,12 @@ def speed(folder: Path, *, steps: int = 6) -> Speed:
 
 
 def _steps(tokenizer: Tokenizer, plan: Plan) -> Iterator[list[Batch]]:
-    """The batches of one step after the other."""
-    data = (batch for _, batch in batches(plan.seed, tokenizer, tokens=plan.batch_tokens))
+    """The batches of one step after the other.
+
+    Long chains are left out: most of them is only read, which the peer has no way to do.
+    """
+    made = batches(plan.seed, tokenizer, tokens=plan.batch_tokens)
+    data = (batch for _, batch in made if batch.tokens <= plan.batch_tokens)
     while True:
         yield list(islice(data, plan.batches_per_step))
 

@@ -22,8 +22,8 @@ STRIDE = 1_000_003  # keeps the task seeds of neighbouring pools apart
 PASSAGE_EVERY = 32  # tasks of a pool, for each of which it holds an end of a long chain
 LONGEST = 300  # calls of a long chain
 PASSAGE = (6, 40)  # calls that are left of it, fewest and most
-CHAIN_EVERY = 256  # tasks of a pool, for each of which it holds a long chain as a whole
-CHAIN = (40, LONGEST)  # calls of such a chain, fewest and most
+CHAIN_EVERY = 170  # tasks of a pool, for each of which it holds a long chain as a whole
+CHAIN = (120, LONGEST)  # calls of such a chain, fewest and most
 LEARNED = 12  # calls at its end that are learned, and as many in each part before it
 PART = 60  # calls of such a part
 
