@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from k2lab.evals.disk import evict
+from k2lab.evals.disk import device_bytes, evict
 from k2lab.evals.machine import measured
 from k2lab.evals.peers import Peer, peers
 from k2lab.model.cache import LatentCache
@@ -202,7 +202,7 @@ def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passag
                 "hits": ledger.hits,
                 "misses": ledger.misses,
                 "stall": ledger.stall_seconds,
-                "device": _device_bytes(),
+                "device": device_bytes(),
                 "others": _others_seconds(),
                 "clock": time.perf_counter(),
             }
@@ -215,7 +215,7 @@ def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passag
     count = len(ids) - WARM_UP
     moved = ledger.bytes_moved.get(DISK, 0) - start["moved"]
     hits, misses = ledger.hits - start["hits"], ledger.misses - start["misses"]
-    device, others = _device_bytes(), _others_seconds()
+    device, others = device_bytes(), _others_seconds()
     return Passage(
         slots=store.slots,
         device_budget=store.offload.device_budget,
@@ -288,15 +288,6 @@ def _steps(config: K2Config) -> list[int]:
 def _ids(config: K2Config, count: int) -> list[int]:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, config.vocab_size, (count,), generator=generator).tolist()
-
-
-def _device_bytes() -> int | None:
-    """Bytes that this process has read from block devices; None where nobody counts."""
-    try:
-        lines = Path("/proc/self/io").read_text().splitlines()
-    except OSError:
-        return None
-    return int(next(line for line in lines if line.startswith("read_bytes:")).split()[1])
 
 
 def _others_seconds() -> float | None:

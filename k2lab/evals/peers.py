@@ -1,9 +1,10 @@
 """Others who offload the same model, each in its best case.
 
 Both read a bfloat16 export, as neither computes with INT4 experts. transformers with accelerate's
-disk offload: all but the routed experts is in memory. airllm: every layer comes from disk for every
-token; transformers keeps a layer's experts in one tensor, which airllm cannot split, so the export
-is written that way for it. Not here: what is measured of k2lab itself (`offload.py`).
+disk offload: all but the routed experts is in memory, and of those come the pages that are touched,
+from a mapped file. airllm: every layer comes from disk for every token; transformers keeps a layer's
+experts in one tensor, which airllm cannot split, so the export is written that way for it. Not here:
+what is measured of k2lab itself (`offload.py`).
 """
 
 import contextlib
@@ -22,16 +23,17 @@ import torch
 from safetensors.torch import save_file
 
 from k2lab.errors import MissingError
-from k2lab.evals.disk import evict
+from k2lab.evals.disk import device_bytes, evict
 from k2lab.model.export import export_transformers
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import bytes_on_disk
 from k2lab.spec.keys import shard_name
 from k2lab.tensors.shards import INDEX
+from k2lab.weights.memory import free
 
 TOKENS = 4  # that a peer decodes for each figure
 WARM_UP = 2  # tokens before the clock runs
-LIMIT = 8 * 10**9  # bytes of a bfloat16 export up to which peers are run
+SHARE = 0.7  # of free memory that a bfloat16 export may have for peers to be run
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Peer:
     name: str
     cold_tok_s: float
     warm_tok_s: float
+    cold_device_bytes_per_token: float | None  # read from the block device, as the system counts
     cold_ratio: float  # k2lab / peer, both cold, smallest budget
     warm_ratio: float
 
@@ -48,8 +51,9 @@ class Peer:
 def peers(folder: Path, config: K2Config, ids: Sequence[int]) -> tuple[list[Peer], dict[str, str]]:
     """Those that can be run here, and for the others why not."""
     size = bytes_on_disk(replace(config, quantization_config=None))
-    if size > LIMIT:
-        why = f"a bfloat16 export would take {size:,} bytes, above the limit of {LIMIT:,}"
+    limit = int(SHARE * free(torch.device("cpu")))
+    if size > limit:
+        why = f"a bfloat16 export would take {size:,} bytes, and memory suffices for {limit:,}"
         return [], {"accelerate": why, "airllm": why}
     try:
         import transformers
@@ -115,8 +119,9 @@ def _airllm(exported: Path, ids: Sequence[int]) -> Peer:
 
 def _timed(name: str, model: Any, ids: Sequence[int], place: Path) -> Peer:
     files = [file for file in place.rglob("*") if file.is_file()]
-    cold = _decode(model, ids, lambda: evict(files))
-    return Peer(f"{name}, bfloat16", cold, _decode(model, ids, lambda: None), 0.0, 0.0)
+    cold, brought = _decode(model, ids, lambda: evict(files))
+    warm, _ = _decode(model, ids, lambda: None)
+    return Peer(f"{name}, bfloat16", cold, warm, brought, 0.0, 0.0)
 
 
 def _map(config: K2Config) -> dict[str, str]:
@@ -133,18 +138,22 @@ def _map(config: K2Config) -> dict[str, str]:
     return where
 
 
-def _decode(model: Any, ids: Sequence[int], before: Callable[[], None]) -> float:
-    """Tokens per second of the peer's own forward and cache."""
-    state, seconds = None, 0.0
+def _decode(
+    model: Any, ids: Sequence[int], before: Callable[[], None]
+) -> tuple[float, float | None]:
+    """Tokens per second of the peer's own forward and cache, and bytes that a token read."""
+    state, seconds, start = None, 0.0, device_bytes()
     # Its argument was renamed in transformers 5.24.
     kept = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     for place, token in enumerate(ids[: WARM_UP + TOKENS]):
         if place == WARM_UP:
-            seconds = 0.0
+            seconds, start = 0.0, device_bytes()
         before()
         began = time.perf_counter()
         with torch.inference_mode():
             past = None if state is None else state.past_key_values
             state = model(torch.tensor([[token]]), **{kept: past}, use_cache=True)
         seconds += time.perf_counter() - began
-    return TOKENS / seconds
+    read = device_bytes()
+    brought = None if read is None or start is None else (read - start) / TOKENS
+    return TOKENS / seconds, brought

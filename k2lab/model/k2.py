@@ -27,7 +27,7 @@ from torch import Tensor
 from k2lab.model.cache import LatentCache
 from k2lab.spec.config import LATENT_NORM_EPS, K2Config
 from k2lab.spec.sites import Tap, names
-from k2lab.tensors.linear import linear, swiglu
+from k2lab.tensors.linear import linear, linear_by_head, swiglu
 from k2lab.tensors.rope import Rotary, rotate, softmax_scale
 from k2lab.weights.store import WeightStore
 
@@ -135,7 +135,7 @@ class MLA:
         attention = self._attend(products, step).transpose(1, 2).flatten(1, 2)  # [b, t·h, s]
         mixed = torch.bmm(attention, memory[..., : self.rank])  # [b, t·h, c]
         mixed = mixed.view(batch * tokens, -1, self.rank).transpose(0, 1)
-        return torch.bmm(mixed, w_uv.mT).transpose(0, 1).view(batch, tokens, heads, -1)
+        return linear_by_head(mixed, w_uv).transpose(0, 1).view(batch, tokens, heads, -1)
 
     def _fused(
         self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor, step: Step

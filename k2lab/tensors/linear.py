@@ -27,6 +27,17 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
+def linear_by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """W_h x_h for x [head, token, in] and weight [head, out, in]: [head, token, out].
+
+    In bfloat16 on a CPU matrices times columns take a quarter of the time of rows times transposed
+    matrices (measured), and give the same bits.
+    """
+    if x.dtype is torch.bfloat16 and x.is_cpu:
+        return torch.bmm(weight, x.mT).mT
+    return torch.bmm(x, weight.mT)
+
+
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """W_down (silu(W_gate x) ⊙ W_up x) for x [..., hidden]."""
     return linear(F.silu(linear(x, gate)) * linear(x, up), down)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from k2lab.evals import disk
-from k2lab.evals.disk import disk_rate, evict
+from k2lab.evals.disk import device_bytes, disk_rate, evict
 
 needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
 
@@ -38,3 +38,14 @@ def test_the_disk_is_read_whole_or_up_to_the_sample(
         assert sorted({*asked[0], *asked[1]}) == whole  # the second time what was not read yet
     evict([file])
     assert len(file.read_bytes()) == 3 * 2**20
+
+
+def test_what_is_read_from_the_device_is_counted(tmp_path: Path) -> None:
+    file, before = tmp_path / "data", device_bytes()
+    if before is None or os.major(tmp_path.stat().st_dev) == 0:
+        pytest.skip("nobody counts, or the folder lies in memory")
+    file.write_bytes(os.urandom(2**22))
+    evict([file])
+    file.read_bytes()
+    after = device_bytes()
+    assert after is not None and after - before >= 2**22

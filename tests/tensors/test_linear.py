@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from k2lab.tensors.linear import expert_rows, laid, linear, swiglu
+from k2lab.tensors.linear import expert_rows, laid, linear, linear_by_head, swiglu
 
 EXPERTS, HIDDEN, WIDTH = 6, 16, 8
 
@@ -113,6 +113,18 @@ def test_bfloat16_rows_are_near_the_exact_ones(tokens: int) -> None:
     assert rows.dtype == torch.bfloat16
     exact = one_by_one(x, ids, *stacks())
     torch.testing.assert_close(rows.float(), exact, rtol=0.1, atol=0.03)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_each_head_has_a_product_of_its_own(tokens: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(5, 24, 64, generator=generator).to(dtype)
+    x = torch.randn(5, tokens, 64, generator=generator).to(dtype)
+    got = linear_by_head(x, weight)
+    assert torch.equal(got, torch.bmm(x, weight.mT))
+    exact = torch.stack([each @ of.T for each, of in zip(x.double(), weight.double(), strict=True)])
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-4)
 
 
 def test_gradients_pass_through_one_row_in_bfloat16() -> None:
