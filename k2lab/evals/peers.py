@@ -2,9 +2,9 @@
 
 Both read a bfloat16 export, as neither computes with INT4 experts. transformers with accelerate's
 disk offload: all but the routed experts is in memory, and of those come the pages that are touched,
-from a mapped file. airllm: every layer comes from disk for every token; transformers keeps a layer's
-experts in one tensor, which airllm cannot split, so the export is written that way for it. Not here:
-what is measured of k2lab itself (`offload.py`).
+from a mapped file. airllm: every layer comes from disk for every token; transformers keeps the
+experts of a layer in one tensor, which airllm cannot split, so the export is written that way for
+it. Not here: what is measured of k2lab itself (`offload.py`).
 """
 
 import contextlib
