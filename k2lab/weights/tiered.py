@@ -38,6 +38,13 @@ from k2lab.weights.store import Lease, Ledger, Moves
 DISK, HOST = "disk→host", "host→device"
 """The links in a ledger."""
 
+AHEAD = 1
+"""Experts of the next layer that prefetching brings: those its router is surest of.
+
+Asked a layer early, K2-nano's routers are right about the first in four cases of five, about the
+eighth in one of three, and the disk is idle for no more than one (both measured).
+"""
+
 JOB_BYTES = 2**18  # that one job of a reading thread brings at least, where there is that much
 
 
@@ -266,13 +273,13 @@ class Tiered:
         self._ledger.wasted_bytes += len(unused) * self._slabs.layout.nbytes
 
     def _predict(self, at: int, x: Tensor) -> None:
-        """Fetch ahead what the next layer's router would choose for this layer's input."""
+        """Fetch ahead whom the next layer's router would choose first for this layer's input."""
         layer = at + self.config.first_k_dense_replace + 1
         if not self.offload.prefetch or len(x) > 1 or layer >= self.config.num_hidden_layers:
             return
         with self.dense(layer, "mlp.gate") as w:
             scores = F.linear(x.float(), w.weight.float()).sigmoid() + w.e_score_correction_bias
-        self.hint(layer, scores.topk(self.config.num_experts_per_tok, -1).indices, 1.0)
+        self.hint(layer, scores.topk(AHEAD, -1).indices, 1.0)
 
 
 class _Here(NamedTuple):

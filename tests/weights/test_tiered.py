@@ -190,11 +190,44 @@ def test_plain_checkpoints_too(
 
 
 def test_prefetching_changes_no_bit_and_counts_what_it_wastes(tiny: Checkpoint) -> None:
-    model = tiny.tiered(5, prefetch=True)
-    assert same(outputs(model), outputs(tiny.resident()))
+    model, whole = tiny.tiered(5, prefetch=True), tiny.resident()
+    assert same(outputs(model), outputs(whole))
+    with torch.inference_mode():
+        for token in range(40, 60):
+            first, second = (
+                each(torch.tensor([[token]]), each.step(1, cache=None, tap=untouched))
+                for each in (model, whole)
+            )
+            assert torch.equal(first, second)
     ledger = model.store.ledger()
     assert ledger.prefetched_bytes > 0
     assert 0 <= ledger.wasted_bytes <= ledger.prefetched_bytes
+
+
+def test_whom_the_next_router_is_surest_of_is_fetched_ahead(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked, inputs = tiny.tiered(5, prefetch=True), [], []
+    assert isinstance(model.store, Tiered)
+    real = model.store.hint
+
+    def noted(layer: int, ids: Tensor, confidence: float) -> None:
+        asked.append((layer, ids.flatten().tolist()))
+        real(layer, ids, confidence)
+
+    def tap(site: str, value: Tensor) -> Tensor:
+        if site == "layers.1.middle":
+            inputs.append(value)
+        return value
+
+    monkeypatch.setattr(model.store, "hint", noted)
+    with torch.inference_mode():
+        model(torch.tensor([[9]]), model.step(1, cache=None, tap=tap))
+        with model.store.dense(1, "norms") as w:
+            x = model.layers[1].norm(inputs[0], w.post_attention_layernorm)
+        with model.store.dense(2, "mlp.gate") as w:
+            scores = (x @ w.weight.T).sigmoid() + w.e_score_correction_bias
+    assert asked == [(2, [int(scores.argmax())])]
 
 
 def test_the_int4_kernel_is_near_the_exact_numbers(
