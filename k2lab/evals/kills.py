@@ -41,7 +41,7 @@ from k2lab.text.tokenizer import Tokenizer
 ENTRIES = 6  # entries that the model keeps; the third and the fourth are looked up side by side
 CONTEXT = 32_768
 NEVER = -1  # the point at which a run that may live is killed
-SECONDS = 60.0  # that one process may take
+SECONDS = 300.0  # that one process may take, on a machine that others keep busy
 SIDE_BY_SIDE = 4  # survivors, each with a folder of its own
 
 _RESULT = re.compile(r"## Return of functions\.(?:note|look):(\d+)\n([^<]*)<")
