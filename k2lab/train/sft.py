@@ -252,29 +252,35 @@ class Training:
         inputs, targets, mask = batch.ids[:, :-1], batch.ids[:, 1:], batch.said[:, 1:]
         if places is None:
             places = torch.arange(inputs.shape[1]).repeat(len(inputs), 1)
-        cache = LatentCache(self.config, batch=len(inputs))
-        for now in stretches(mask.any(0)):
-            with torch.no_grad():
-                for start in range(cache.length, now.start, LONG):
-                    part = slice(start, min(start + LONG, now.start))
-                    read = self._step(places[:, part], cache, untouched)
-                    self.model.hidden(inputs[:, part], read)
+        parts = stretches(mask.any(0))
+        cache = LatentCache(self.config, batch=len(inputs)) if parts[-1].start else None
+        for now in parts:
+            if cache is not None:
+                self._read(inputs[:, : now.start], places, cache)
             # A fork takes what is learned: gradients do not reach back into what was read.
-            step = self._step(places[:, now], cache.fork(), learned.tap)
+            fork = None if cache is None else cache.fork()
+            step = self._step(places[:, now], fork, learned.tap)
             here = mask[:, now]
             logits = self.model.logits(self.model.hidden(inputs[:, now], step)[here], step)
             loss = F.cross_entropy(logits, targets[:, now][here], reduction="sum") / said
             learned.add(loss, list(self.store.parameters.values()))
         return learned
 
-    def _step(self, places: Tensor, cache: LatentCache, tap: Tap) -> Step:
+    @torch.no_grad()
+    def _read(self, ids: Tensor, places: Tensor, cache: LatentCache) -> None:
+        """Remember all of `ids` [row, token] that the cache does not hold yet."""
+        for start in range(cache.length, ids.shape[1], LONG):
+            part = slice(start, min(start + LONG, ids.shape[1]))
+            self.model.hidden(ids[:, part], self._step(places[:, part], cache, untouched))
+
+    def _step(self, places: Tensor, cache: LatentCache | None, tap: Tap) -> Step:
         """A step of tokens at these positions [row, token].
 
         Far into a long text attention is fused, which takes less than half the time (measured);
         largest logits are watched in the rest.
         """
         table = self.model.rotary(0, int(places.max()) + 1, self.model.device)
-        form: Form = "fused" if cache.length >= LONG else "expanded"
+        form: Form = "fused" if cache is not None and cache.length >= LONG else "expanded"
         step = self.model.step(places.shape[1], cache=cache, tap=tap, form=form)
         return replace(step, rotation=table[places])
 
