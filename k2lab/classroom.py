@@ -2,8 +2,8 @@
 
 In a checkout that is `notebooks/` itself. From an installed package it is a copy in the current
 folder, `k2lab-notebooks`: a notebook that somebody changed is never written over, one that is as
-it was copied follows a newer package. JupyterLab then neither asks about
-news nor looks for updates: a classroom has no network. Not here: its own options, passed on.
+it was copied follows a newer package. JupyterLab neither asks about news nor looks for updates: a
+classroom has no network. Not here: JupyterLab's own options, which are passed on.
 """
 
 import hashlib

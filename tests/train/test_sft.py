@@ -148,12 +148,16 @@ def test_words_of_others_are_not_learned(config: K2Config, tiny_tokenizer: Token
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def _queue(tokenizer: Tokenizer) -> Batch:
+    """One conversation of nine calls."""
+    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=8)
+    return data.padded([data.document(task, tokenizer)], 0)
+
+
 def test_what_is_only_read_changes_no_loss_and_gives_no_gradients_of_its_own(
     config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = Training(config, tiny_tokenizer, PLAN)
-    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=8)
-    batch = data.padded([data.document(task, tiny_tokenizer)], 0)
+    training, batch = Training(config, tiny_tokenizer, PLAN), _queue(tiny_tokenizer)
     size = batch.ids.shape[1]
     batch.said[:, : size - 60] = False
     said = int(batch.said.sum())
@@ -174,9 +178,7 @@ def test_what_is_only_read_changes_no_loss_and_gives_no_gradients_of_its_own(
 def test_stretches_far_apart_are_each_learned_after_all_that_stands_before(
     config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = Training(config, tiny_tokenizer, PLAN)
-    (task,) = generate(4, 1, split="train", families=["queue"], queue_length=8)
-    batch = data.padded([data.document(task, tiny_tokenizer)], 0)
+    training, batch = Training(config, tiny_tokenizer, PLAN), _queue(tiny_tokenizer)
     size = batch.ids.shape[1]
     batch.said[:, 120 : size - 60] = False
     said = int(batch.said.sum())
