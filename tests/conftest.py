@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from k2lab.model.k2 import K2
     from k2lab.text.tokenizer import Tokenizer
 
+if not Path("/proc/driver/nvidia").exists():
+    # No GPU: its kernels run in Triton's interpreter, which has to be said before Triton comes.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 YARN = RopeScaling(
     factor=8.0,
     beta_fast=32.0,

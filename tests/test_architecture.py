@@ -72,7 +72,7 @@ LIMIT = 400  # lines of a source file
 NOTEBOOK_LIMIT = 500_000  # bytes
 
 PROGRAMS = {"jupyterlab"}  # declared because it is started, not imported
-EXTRAS = {"guided", "mcp", "otel"}  # adapters, imported where they are used
+EXTRAS = {"guided", "mcp", "otel", "gpu"}  # adapters, imported where they are used
 SHARED = {"opentelemetry": "opentelemetry-api"}  # a name that several distributions fill
 PEERS = {"transformers", "tokenizers", "playwright"}  # of benchmarks alone; in the test extra
 PEERS |= {"airllm"}  # and one that a person installs for the comparison
@@ -162,7 +162,7 @@ def test_declared_dependencies_are_the_imported_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
-    declared = {re.split(r"[<>=\[ ]", line)[0] for line in lines}
+    declared = {re.split(r"[<>=\[ ;]", line)[0] for line in lines}
     distributions = packages_distributions()
     used: dict[str, Path] = {}
     for path in MODULES:

@@ -3,6 +3,11 @@
 Not here: what the codes mean (`int4.py`, `fp8.py`) and which tensors are coded (`spec/keys.py`).
 """
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -34,4 +39,14 @@ def plain(codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         return codes.to(dtype)
     if codes.dtype == torch.uint8:
         return fp8.dequantise(codes, scale, dtype)
+    if (kernels := gpu_kernels(codes.device)) is not None:
+        expanded: Tensor = kernels.expand(codes, scale, dtype)
+        return expanded
     return int4.dequantise(int4.unpack(codes), scale, dtype)
+
+
+@cache
+def gpu_kernels(device: torch.device) -> ModuleType | None:
+    """The module `int4gpu`, imported where it is of use: on a GPU, with Triton installed."""
+    there = device.type == "cuda" and find_spec("triton") is not None
+    return import_module("k2lab.tensors.int4gpu") if there else None

@@ -20,10 +20,10 @@ from k2lab.spec.config import K2Config, Quantization
 from k2lab.spec.costs import expert_parameters
 from k2lab.tensors import int4pack
 from k2lab.tensors.int4 import GROUP
-from k2lab.tensors.linear import expert_rows, laid
-from k2lab.tensors.stored import plain
+from k2lab.tensors.linear import laid
 from k2lab.weights.links import Event, Link, Past
 from k2lab.weights.slab import Layout
+from k2lab.weights.stacks import Stack, subset_rows
 
 FormName = Literal["packed", "expanded", "int4pack"]
 
@@ -87,7 +87,7 @@ def build(
 ) -> Form:  # fmt: skip
     """Empty slots of this form."""
     if form == "packed":
-        return Packed(config, layout, dtype, room, link, device)
+        return Packed(config, layout, room, link, device)
     return Expanded(config, layout, dtype, room) if form == "expanded" else Int4(layout, room)
 
 
@@ -95,10 +95,9 @@ class Packed:
     """Slabs on the device; the chosen ones are expanded on each use, `at_once` at a time."""
 
     def __init__(
-        self, config: K2Config, layout: Layout, dtype: torch.dtype, room: Room, link: Link,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self._layout, self._dtype, self._link = layout, dtype, link
+        self, config: K2Config, layout: Layout, room: Room, link: Link, device: torch.device
+    ) -> None:
+        self._layout, self._link = layout, link
         self._at_once = config.num_experts_per_tok
         size = (*room, layout.nbytes)
         self._slabs = torch.empty(size, dtype=torch.uint8, device=device)
@@ -108,21 +107,11 @@ class Packed:
         return self._link.copy(slab, self._slabs[frame, slot], after)
 
     def rows(self, ask: Ask, x: Tensor, out: Tensor | None) -> Tensor:
-        """Rows of experts that are expanded for this use."""
+        """Rows of experts as they lie there, or expanded for this use."""
         for slot in ask.slots:
             ask.arrive(slot)
-        # Rising, so that the stack is the one that the resident store expands.
-        slots = sorted(ask.slots)
-        for start in range(0, len(slots), self._at_once):
-            now = slots[start : start + self._at_once]
-            slabs = [self._slabs[ask.frame, slot] for slot in now]
-            gate_up, down = expand(slabs, self._layout, self._dtype)
-            local = torch.full((self._slabs.shape[1] + 1,), -1)
-            local[now] = torch.arange(len(now))
-            places = local[ask.places.cpu()].to(x.device)  # −1 finds the last, which is −1
-            out = subset_rows(x, places, (gate_up, down), out)
-        assert out is not None, "asked for no expert"
-        return out
+        stack = Stack.of(self._slabs[ask.frame], self._layout)
+        return stack.rows(x, ask.places, at_once=self._at_once, out=out)
 
 
 class Expanded:
@@ -137,7 +126,7 @@ class Expanded:
     def fill(self, frame: int, slot: int, slab: Tensor, after: Event) -> Event:
         """Expand the slab into its slot."""
         after.synchronize()
-        gate_up, down = expand([slab], self._layout, self._dtype)
+        gate_up, down = Stack.of(slab[None], self._layout).expand(self._dtype)
         self._gate_up[frame, slot], self._down[frame, slot] = gate_up[0], down[0]
         return Past()
 
@@ -186,44 +175,3 @@ class Int4:
             )
             out[tokens, requests] = int4pack.swiglu(x[tokens], gate_up, down)
         return out
-
-
-def expand(slabs: Sequence[Tensor], layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Stacks gate_up [expert, 2·width, hidden] and down [expert, hidden, width] in `dtype`."""
-    codes, *scale = layout.leaves
-    both = []
-    for of in (layout.gate_up, layout.down):
-        stored = torch.stack([of(slab, codes) for slab in slabs])
-        scales = [torch.stack([of(slab, leaf) for slab in slabs]) for leaf in scale]
-        both.append(plain(stored, scales[0] if scales else None, dtype))
-    return laid(both[0].flatten(1, 2)), laid(both[1])
-
-
-def subset_rows(
-    x: Tensor, places: Tensor, stack: tuple[Tensor, Tensor], out: Tensor | None
-) -> Tensor:
-    """Rows of the requests whose place in the stack is known (−1: not here), [token, slot, …].
-
-    Whole requests go to the kernel as they are. Others go one by one, grouped by expert as the
-    whole would be, so that each row is the same bits as in one piece.
-    """
-    here = places >= 0
-    if out is None:
-        if bool(here.all()):
-            return expert_rows(x, places, *stack)
-        out = x.new_empty(*places.shape, x.shape[-1])
-    tokens, requests = here.nonzero(as_tuple=True)
-    picked = places[here]
-    if len(picked) == 1:
-        # A single request would take the kernel for single tokens: a second one, whose row is
-        # thrown away, keeps it grouped. It needs a group of its own.
-        if len(stack[0]) == 1:
-            stack = laid(torch.cat([stack[0]] * 2)), laid(torch.cat([stack[1]] * 2))
-        pair = torch.cat([picked, (picked + 1) % len(stack[0])])
-        rows = expert_rows(x[tokens.repeat(2)], pair[:, None], *stack)[:1]
-    elif len(picked):
-        rows = expert_rows(x[tokens], picked[:, None], *stack)
-    else:
-        return out
-    out[tokens, requests] = rows[:, 0]
-    return out

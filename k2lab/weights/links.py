@@ -7,6 +7,8 @@ What it is not: no thread, no cache; `weights/tiered.py` decides what goes where
 """
 
 import mmap
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -72,6 +74,19 @@ class Direct:
         event.synchronize()
 
 
+class _Pages(mmap.mmap):
+    """Memory that is no longer pinned when the system gets it back.
+
+    The system may give the same addresses again, and CUDA refuses to pin what it thinks is pinned.
+    """
+
+    last: Callable[[], object] | None = None
+
+    def __del__(self) -> None:
+        if self.last is not None:
+            self.last()
+
+
 class Cuda:
     """A GPU: copies on a stream of their own."""
 
@@ -81,18 +96,19 @@ class Cuda:
         self._stream = cuda.Stream(device)
 
     def arena(self, nbytes: int) -> Tensor:
-        """Pinned memory of exactly this size."""
-        pages = mmap.mmap(-1, max(nbytes, 1))
+        """Pinned memory of exactly this size, until the last tensor in it is gone."""
+        pages, runtime = _Pages(-1, max(nbytes, 1)), self._cuda.cudart()
         memory = torch.frombuffer(pages, dtype=torch.uint8)[:nbytes]
+        address = memory.data_ptr()
         # cudaHostRegister gives 0 for success.
-        if nbytes and (
-            code := int(self._cuda.cudart().cudaHostRegister(memory.data_ptr(), nbytes, 0))
-        ):
+        if nbytes and (code := int(runtime.cudaHostRegister(address, nbytes, 0))):
             raise InputError(
                 f"{nbytes} bytes of host memory cannot be pinned (CUDA error {code}).",
                 expected="a host budget that the system lets one process lock.",
                 mend="Give a smaller host_budget.",
             )
+        if nbytes:
+            pages.last = partial(runtime.cudaHostUnregister, address)
         return memory
 
     def used(self) -> Event:

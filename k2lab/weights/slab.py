@@ -69,14 +69,14 @@ class Layout:
         return tuple(dict.fromkeys(part.name.partition(".")[2] for part in self.parts))
 
     def gate_up(self, slab: Tensor, leaf: str) -> Tensor:
-        """Gate and up, which lie side by side: [2, …]."""
+        """Gate and up, which lie side by side: [..., 2, …] of slabs [..., nbytes]."""
         gate, up = (self.part(f"{name}.{leaf}") for name in PROJECTIONS[:2])
-        return slab[gate.start : up.stop].view(gate.dtype).view(2, *gate.shape)
+        return slab[..., gate.start : up.stop].view(gate.dtype).unflatten(-1, (2, *gate.shape))
 
     def down(self, slab: Tensor, leaf: str) -> Tensor:
-        """The matrix down."""
+        """The matrix down, [..., hidden, …] of slabs [..., nbytes]."""
         part = self.part(f"down_proj.{leaf}")
-        return slab[part.start : part.stop].view(part.dtype).view(part.shape)
+        return slab[..., part.start : part.stop].view(part.dtype).unflatten(-1, part.shape)
 
     def part(self, name: str) -> Part:
         """The part of this name."""

@@ -138,12 +138,12 @@ def test_a_checkpoint_of_compressed_tensors_loads_with_its_codes_and_scales(
         # The library multiplies in bfloat16; ours is exact, and equal after the same rounding.
         assert torch.equal(dequantise(codes, scale, torch.bfloat16), unpacked)
         _, _, layer, _, _, expert, name = module.split(".")
-        stack = store._experts[int(layer)]
-        gate_up = stack.gate_up[int(expert)].chunk(2)
+        both, downs = store._experts[int(layer)]
+        gate_up = both[int(expert)].chunk(2)
         held = {
             "gate_proj": gate_up[0],
             "up_proj": gate_up[1],
-            "down_proj": stack.down[int(expert)],
+            "down_proj": downs[int(expert)],
         }
         assert torch.equal(held[name], dequantise(codes, scale))
     assert lowest == -8

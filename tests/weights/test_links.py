@@ -1,6 +1,6 @@
 """The GPU's link without a GPU: what is recorded, what waits for what, and how memory is pinned."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from k2lab.engine.taps import untouched
+import k2lab
+from k2lab.engine.taps import untouched, watch
 from k2lab.errors import InputError
+from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
+from k2lab.model.load import Places, load_model
+from k2lab.paths import asset
 from k2lab.spec.config import K2_NANO, K2Config
+from k2lab.spec.sites import Tap
 from k2lab.tensors.shards import Shards
-from k2lab.weights.budget import READERS, Offload
+from k2lab.weights.budget import READERS, Offload, needs
 from k2lab.weights.links import Cuda, Direct
 from k2lab.weights.resident import Resident
-from k2lab.weights.slab import Slabs
+from k2lab.weights.slab import Slabs, layout
 from k2lab.weights.tiered import Tiered
 
 
@@ -47,6 +52,7 @@ class FakeCuda:
     def __init__(self, code: int = 0) -> None:
         self.log: list[str] = []
         self.pinned: list[int] = []
+        self.addresses: set[int] = set()  # pinned just now
         self.compute = FakeStream("compute", self.log)
         self.code = code
 
@@ -72,7 +78,13 @@ class FakeCuda:
             @staticmethod
             def cudaHostRegister(address: int, nbytes: int, flags: int) -> int:  # noqa: N802
                 outer.pinned.append(nbytes)
+                outer.addresses.add(address)
                 return outer.code
+
+            @staticmethod
+            def cudaHostUnregister(address: int) -> int:  # noqa: N802
+                outer.addresses.remove(address)
+                return 0
 
         return Runtime
 
@@ -100,6 +112,17 @@ def test_memory_is_pinned_in_its_exact_size() -> None:
     memory = Cuda(torch.device("cpu"), cuda).arena(24_772_608)
     assert memory.shape == (24_772_608,)
     assert cuda.pinned == [24_772_608]  # pin_memory would take 32 MiB
+
+
+def test_memory_is_unpinned_before_the_system_gets_it_back() -> None:
+    cuda = FakeCuda()
+    memory = Cuda(torch.device("cpu"), cuda).arena(2 * 4096)
+    part = memory.view(2, 4096)[1]
+    del memory
+    assert len(cuda.addresses) == 1  # somebody still holds a part of it
+    part.fill_(7)
+    del part
+    assert cuda.addresses == set()
 
 
 def test_memory_that_cannot_be_pinned_is_an_error_with_a_way_out() -> None:
@@ -147,21 +170,81 @@ def test_on_a_cpu_a_copy_is_made_at_once() -> None:
     assert target.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_on_a_gpu_the_numbers_are_those_of_a_resident_model(
-    tmp_path: Path, tiny_config: Callable[..., K2Config], random_checkpoint: Callable[..., Path]
-) -> None:
-    config = tiny_config(quantization_config=K2_NANO.quantization_config, dtype="bfloat16")
-    folder, device = random_checkpoint(tmp_path, config, 3), torch.device("cuda")
-    slabs = Slabs(Shards(folder), config)
-    offload = Offload(device=device, dtype=torch.bfloat16, device_budget=2 * 10**6)
-    store = Tiered(config, slabs, offload)
-    read = Shards(folder).read
-    whole = Resident(config, read, device=device, dtype=torch.bfloat16, keeping="packed")
-    ids = torch.tensor([[5]], device=device)
+# -------------------------------------------------------------------------------------- on a GPU
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+GPU = "cuda:0"
+
+
+def outputs(model: K2, tap: Tap = untouched) -> list[Tensor]:
+    """Logits of a prompt, of a few tokens, and of single ones."""
+    cache, found = LatentCache(model.config), []
     with torch.inference_mode():
-        found, expected = (
-            network(ids, network.step(1, cache=None, tap=untouched))
-            for network in (K2(config, store), K2(config, whole))
-        )
-    assert torch.equal(found, expected)
+        for ids in (range(3, 80), range(5, 9), [1], [77]):
+            step = model.step(len(ids), cache=cache, tap=tap)
+            found.append(model(torch.tensor([list(ids)], device=model.device), step).cpu())
+    return found
+
+
+def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@ON_GPU
+@pytest.mark.parametrize("watched", [False, True], ids=["taps off", "taps on"])
+def test_on_a_gpu_all_stores_give_the_same_bits(watched: bool) -> None:
+    folder = asset("k2-nano")
+    config = K2Config.from_json(folder)
+    seen: list[str] = []
+    tap = watch("*", config, lambda site, _: seen.append(site)) if watched else untouched
+    expected = outputs(load_model(folder, Places(placement="resident", device=GPU)), tap)
+    offload = Offload(device=torch.device(GPU), dtype=torch.bfloat16, device_budget=0)
+    need = needs(config, layout(config), offload)
+    one = len(config.moe_layers) * need.slot
+    whole = need.dense + config.n_routed_experts * need.slot
+    ways: list[dict[str, Any]] = [
+        *({"device_budget": need.smallest + n * one} for n in (0, 1, 5, 24, 56)),
+        {"device_budget": need.smallest, "prefetch": True},
+        {"device_budget": need.smallest + one, "host_budget": "1MB", "prefetch": True},
+        {"device_budget": whole, "unit": "layer"},
+        {"device_budget": whole + config.n_routed_experts * need.slot, "unit": "layer",
+         "prefetch": True},
+    ]  # fmt: skip
+    for way in ways:
+        model = load_model(folder, Places(placement="tiered", device=GPU, **way))
+        assert same(outputs(model, tap), expected), way
+        assert same(outputs(model, tap), expected), f"{way}, again"
+        model.store.close()
+    several = load_model(folder, Places(placement="sharded", device=(GPU,) * 3))
+    assert same(outputs(several, tap), expected)
+    assert watched == ("layers.5.mlp.experts.rows" in seen)
+
+
+@ON_GPU
+def test_on_a_gpu_memory_stays_within_the_budget() -> None:
+    folder, device = asset("k2-nano"), torch.device(GPU)
+    config = K2Config.from_json(folder)
+    offload = Offload(device=device, dtype=torch.bfloat16, device_budget=0)
+    budget = needs(config, layout(config), offload).smallest + 10**6
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(device)
+    model = load_model(folder, Places(placement="tiered", device=GPU, device_budget=budget))
+    assert torch.cuda.memory_allocated(device) - before <= 1.05 * budget
+    model.store.close()
+
+
+@ON_GPU
+def test_on_a_gpu_float32_is_near_the_cpu() -> None:
+    folder = asset("k2-nano")
+    config, read = K2Config.from_json(folder), Shards(folder).read
+    there = K2(config, Resident(config, read, device=GPU))
+    for found, expected in zip(outputs(there), outputs(load_model(folder)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
+
+
+@ON_GPU
+def test_on_a_gpu_a_run_answers() -> None:
+    lab = k2lab.load(placement="tiered", device=GPU)
+    run = lab.run("What do 3 x lamp and 2 x rope cost?").wait()
+    assert run.trace.answer == "3 x lamp and 2 x rope cost 294 coins."
+    assert run.trace.moved

@@ -13,6 +13,7 @@ from k2lab.model.k2 import K2
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.weights import resident
 from k2lab.weights.resident import Resident
+from k2lab.weights.stacks import Stack
 
 Configs = Callable[..., K2Config]
 Models = Callable[..., K2]
@@ -41,9 +42,8 @@ def test_auto_expands_what_is_small_and_keeps_packed_what_is_large(
     tiny_config: Configs, tiny_model: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(**INT4)
-    small = tiny_model(config).store._experts[1]
-    assert small.gate_up_scale is None
-    assert small.gate_up.dtype == torch.float32
+    gate_up, down = tiny_model(config).store._experts[1]
+    assert (gate_up.dtype, down.dtype) == (torch.float32, torch.float32)
     monkeypatch.setattr(resident, "EXPAND_LIMIT", 0)
     large = tiny_model(config).store._experts[1]
     assert large.gate_up_scale is not None
@@ -82,7 +82,9 @@ def test_what_is_expanded_carries_nothing_for_gradients(
     store = tiny_model(tiny_config(**INT4)).store
     with store.dense(1, "self_attn") as w:
         assert w.o_proj.is_inference()
-    assert store.experts(1, torch.tensor([[3, 9, 3, 1]])).stack.down.is_inference()
+    gate_up, down = store.experts(1, torch.tensor([[3, 9, 3, 1]])).stack
+    assert gate_up.is_inference()
+    assert down.is_inference()
 
 
 def test_only_the_chosen_experts_are_expanded(
@@ -91,13 +93,13 @@ def test_only_the_chosen_experts_are_expanded(
     config = tiny_config(**INT4)
     store = tiny_model(config, keeping="packed").store
     sizes = []
-    whole = resident._Stack.expand
+    whole = Stack.expand
 
     def count(stack: Any, dtype: torch.dtype) -> Any:
         sizes.append(len(stack.gate_up))
         return whole(stack, dtype)
 
-    monkeypatch.setattr(resident._Stack, "expand", count)
+    monkeypatch.setattr(Stack, "expand", count)
     batch = store.experts(1, torch.tensor([[3, 9, 3, 1]]))
     assert batch.rows(torch.ones(1, 64)).shape == (1, 4, 64)
     assert sizes == [3]
