@@ -3,15 +3,13 @@
     expand   w = code · scale, rounded once: the bits of `int4.dequantise`
     linear   y[r] = W[places[r]] x[r], each code read once and never written out
 
-Decoding one token of Kimi K2 touches 8 of 384 experts in each layer. Expanding them first moves
-some fifty times the bytes that the codes have; the product reads the codes alone and adds in
-float32. Each row of the output belongs to one program, so it does not depend on what else is asked
+Decoding one token of Kimi K2 touches 8 of 384 experts in each layer. Expanded they would be written
+out and read again in four times the bytes; the product reads the codes alone and adds in float32.
+Each row of the output belongs to one program, so it does not depend on what else is asked
 for, nor on where in memory the expert lies.
 Triton comes with torch's CUDA builds. Without a GPU its interpreter runs the same kernels.
 What it is not: a kernel for prompts, where an expert serves many tokens (`linear.expert_rows`).
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +19,10 @@ from torch import Tensor
 
 from k2lab.tensors.int4 import GROUP, PER_WORD
 
-ROWS = 4  # of a matrix that one program multiplies
-WORDS = 128  # of each row that it reads at once
+ROWS = 8  # of a matrix that one program multiplies
+WORDS = 64  # of each row that it reads at once
 SPAN = 1024  # words that one program expands
-
-FEW = 256  # requests up to which codes are read for each anew
+FEW = 128  # requests up to which codes are read for each anew (measured: H200, K2's width)
 GROUP_WORDS = GROUP // PER_WORD
 
 
@@ -73,7 +70,7 @@ def linear(x: Tensor, places: Tensor, words: Tensor, scale: Tensor) -> Tensor:
 
 @triton.jit
 def _expand(
-    words: Any, scale: Any, out: Any, count: Any,
+    words, scale, out, count,
     group_words: tl.constexpr, per_word: tl.constexpr, span: tl.constexpr,
 ) -> None:  # fmt: skip
     word = tl.program_id(0).to(tl.int64) * span + tl.arange(0, span)
@@ -88,7 +85,7 @@ def _expand(
 
 @triton.jit
 def _linear(
-    x: Any, places: Any, words: Any, scale: Any, y: Any, word_stride: Any, scale_stride: Any,
+    x, places, words, scale, y, word_stride, scale_stride,
     outer: tl.constexpr, inner: tl.constexpr, group_words: tl.constexpr, per_word: tl.constexpr,
     rows: tl.constexpr, span: tl.constexpr,
 ) -> None:  # fmt: skip

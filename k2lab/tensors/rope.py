@@ -51,13 +51,16 @@ class Rotary:
     def __init__(self, config: K2Config) -> None:
         self._frequencies = frequencies(config)
         self._magnitude = rotation_magnitude(config)
-        self._table = self._rotations(0, torch.device("cpu"))
+        self._tables: dict[torch.device, Tensor] = {}
 
     def __call__(self, start: int, stop: int, device: torch.device) -> Tensor:
         """Complex64 [token, 1, rope / 2] for the positions start … stop − 1."""
-        table = self._table  # another thread may put another one in its place
-        if table.shape[0] < stop or table.device != device:
-            table = self._table = self._rotations(max(stop, 2 * table.shape[0]), device)
+        # By the device as it is named: "cuda" is not equal to the "cuda:0" of a tensor that lies
+        # there. Another thread may put another table in its place.
+        table = self._tables.get(device)
+        if table is None or table.shape[0] < stop:
+            count = max(stop, 0 if table is None else 2 * table.shape[0])
+            table = self._tables[device] = self._rotations(count, device)
         return table[start:stop]
 
     @torch.inference_mode(mode=False)  # the table outlives the run that made it

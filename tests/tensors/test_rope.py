@@ -116,6 +116,13 @@ def test_a_growing_table_keeps_its_values() -> None:
     assert torch.equal(rope(3, 9, CPU), Rotary(K2_NANO)(3, 9, CPU))
 
 
+def test_a_device_by_another_name_does_not_make_the_table_grow() -> None:
+    rope, named = Rotary(K2_NANO), torch.device("cpu:0")
+    assert named != rope(0, 1, CPU).device  # as "cuda" is not "cuda:0"
+    sizes = {rope(at, at + 1, named).untyped_storage().nbytes() for at in [5] * 40}
+    assert len(sizes) == 1
+
+
 def test_bfloat16_stays_bfloat16(tiny_config: Callable[..., K2Config]) -> None:
     config = tiny_config()
     x = torch.ones(1, 1, config.qk_rope_head_dim, dtype=torch.bfloat16)
