@@ -29,7 +29,7 @@ from k2lab.tensors.rope import softmax_scale
 
 BUDGET = 512 * 2**20  # bytes of captured values beyond routes
 FEWEST = 256  # tokens that a budget must hold
-HELD_SECONDS = 0.02  # routes may wait so long: no eye sees it, and a slow model never waits
+HELD_SECONDS = 0.06  # routes may wait so long, less than a frame of the page; a slow model's never
 TRIALS = 50  # calls of a tap, to know what one costs
 BLOCKS = 8  # the oldest tokens go in blocks of this part of the budget
 

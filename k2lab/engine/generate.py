@@ -151,7 +151,7 @@ def describe(
     """Log-probability of the choice, entropy (nats), and the likeliest alternatives."""
     logs, probabilities = logits.log_softmax(-1), logits.softmax(-1)
     # The network has just called softmax, products and sums: their code is at hand (measured).
-    entropy = 0.0 - float((probabilities * logs).sum())  # not −0.0
+    entropy = 0.0 - float(probabilities.dot(logs))  # not −0.0
     if math.isnan(entropy):  # 0 · −∞: a token is impossible
         entropy = float(torch.special.entr(probabilities).sum())  # −p ln p, 0 where p is 0
     values, ids = logs.topk(min(ALTERNATIVES, logs.shape[-1]))

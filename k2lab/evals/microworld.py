@@ -24,7 +24,7 @@ from k2lab.world.tasks import Task, generate, open_world
 from k2lab.world.teacher import turns
 from k2lab.world.tools import Hostile, Wrong
 
-MAX_TOKENS = 1024  # chosen tokens of one answer; the longest teacher conversation needs fewer
+MAX_TOKENS = 2048  # chosen tokens of one answer, as in a lab; the longest teacher needs about half
 QUEUE_TOKENS = 64  # chosen tokens for each number of a queue whose length was asked for
 
 

@@ -91,8 +91,9 @@ def _bag(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # they outlive the run that made them
 def _places(experts: int, slots: int, rows: int) -> tuple[Tensor, Tensor]:
-    """The row numbers of each expert [expert, row], and where each slot's begin."""
-    return torch.arange(experts * rows).view(experts, rows), torch.arange(0, slots * rows, rows)
+    """The row numbers of each expert [expert, row], and where each slot's begin; in int32."""
+    numbers = torch.arange(experts * rows, dtype=torch.int32)
+    return numbers.view(experts, rows), torch.arange(0, slots * rows, rows, dtype=torch.int32)
 
 
 def _down(inner: Tensor, ids: Tensor, down: Tensor) -> Tensor:

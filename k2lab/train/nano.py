@@ -22,7 +22,7 @@ from k2lab.world.tasks import ENTITIES, generate
 VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
-PLAN = Plan(steps=9114, decay=0.62, reach=K2_NANO.max_position_embeddings, reach_from=0.5)
+PLAN = Plan(steps=10260, decay=0.292, reach=K2_NANO.max_position_embeddings, reach_from=0.0)
 """From nothing to the whole microworld; chains of 300 calls need positions up to the context."""
 
 

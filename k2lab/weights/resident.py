@@ -8,6 +8,7 @@ with a kernel for their codes they always stay packed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from k2lab.spec.costs import parameters
 from k2lab.tensors.linear import expert_rows
 from k2lab.tensors.stored import gpu_kernels, leaves, raw
 from k2lab.weights.dense import read_dense
+from k2lab.weights.memory import together
 from k2lab.weights.stacks import Stack
 from k2lab.weights.store import Lease, Ledger
 
@@ -53,6 +55,8 @@ class Resident:
                 stack = self._read_experts(layer, read)
                 packed = stack.gate_up_scale is not None and keeping == "packed"
                 self._experts[layer] = stack if packed else stack.expand(dtype)
+            if self.device.type == "cpu" and expanded <= EXPAND_LIMIT:
+                self._move_together()
         self._ledger = Ledger()
 
     def dense(self, layer: int | None, part: str) -> Lease:
@@ -70,6 +74,16 @@ class Resident:
     def ledger(self) -> Ledger:
         """Hits only: nothing ever moves."""
         return self._ledger
+
+    def _move_together(self) -> None:
+        """All weights close together in memory."""
+        parts = [lease.weights.__dict__ for lease in self._leases.values()]
+        stacks = {layer: each for layer, each in self._experts.items() if isinstance(each, tuple)}
+        dense = [part[name] for part in parts for name in part]
+        moved = iter(together([*dense, *chain.from_iterable(stacks.values())]))
+        for part in parts:
+            part.update({name: next(moved) for name in part})
+        self._experts |= {layer: (next(moved), next(moved)) for layer in stacks}
 
     def _read_experts(self, layer: int, read: Callable[[str], Tensor]) -> Stack:
         prefix = f"model.layers.{layer}.mlp.experts"

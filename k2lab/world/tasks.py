@@ -43,14 +43,15 @@ FAMILIES: tuple[str, ...] = tuple(SOLVERS)
 TRAINING_MIX: Mapping[str, float] = MappingProxyType(
     {
         "sum": 2.0,
-        "difference": 4.0,
+        "difference": 6.0,
         "compare": 3.0,
         "weather": 2.0,
         "retry": 3.0,
-        "reflect": 2.5,
+        "reflect": 5.0,
         "inject": 1.5,
         "lookup": 1.5,
         "table": 1.5,
+        "outside": 2.0,
         "order": 2.5,
         "date": 1.5,
         "recall": 3.0,  # each makes several documents
