@@ -24,7 +24,8 @@ from k2lab.spec.config import K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train.data import Batch, batches
 from k2lab.train.nano import keep_memory
-from k2lab.train.sft import Plan, Training
+from k2lab.train.plan import Plan
+from k2lab.train.sft import Training
 
 THREADS = (1, 2)
 IMPLEMENTATIONS = ("grouped_mm", "eager")  # the peer's ways to compute experts

@@ -14,15 +14,22 @@ import torch
 from k2lab.spec.config import K2_NANO
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train.data import segments
+from k2lab.train.plan import Plan
 from k2lab.train.record import go_on
-from k2lab.train.sft import Plan, Progress, Training
+from k2lab.train.sft import Progress, Training
 from k2lab.train.vocabulary import learn
 from k2lab.world.tasks import ENTITIES, generate
 
 VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
-PLAN = Plan(steps=10260, decay=0.292, reach=K2_NANO.max_position_embeddings, reach_from=0.0)
+PLAN = Plan(
+    steps=10500,
+    decay=0.302,
+    ends=(9114, 9960, 10260, 10340, 10420),
+    reach=K2_NANO.max_position_embeddings,
+    reach_from=0.0,
+)
 """From nothing to the whole microworld; chains of 300 calls need positions up to the context."""
 
 

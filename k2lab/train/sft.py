@@ -1,7 +1,8 @@
 """Supervised fine-tuning of K2-nano from nothing, on conversations of the microworld.
 
 Loss on the model's own tokens only. MuonClip, warm-up–stable–decay schedule, aux-loss-free expert
-balance, INT4-aware experts in the decay. A checkpoint every few minutes holds everything that the
+balance, INT4-aware experts in the decay; the weights at the ends of several decays are averaged. A
+checkpoint every few minutes holds everything that the
 exact continuation needs, data order included; a killed run goes on from it.
 """
 
@@ -28,39 +29,12 @@ from k2lab.spec.sites import Tap
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train.data import Batch, batches
 from k2lab.train.muonclip import Muon, qk_clip
+from k2lab.train.plan import Plan
 from k2lab.train.store import Trainable
 
 LOG = 20  # steps between two progress reports
 LONG = 1024  # tokens that are only read: more of them go without gradients, so many at a time
 TURNS = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>")  # tokens that begin a turn
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The hyperparameters of one run."""
-
-    seed: int = 1
-    steps: int = 1800
-    batch_tokens: int = 2048  # of one forward
-    batches_per_step: int = 2  # gradients added up before an update: mixes lengths, so families
-    muon_rate: float = 0.005
-    adam_rate: float = 0.003  # embeddings, head, norms, routers
-    warmup: int = 50  # steps
-    decay: float = 0.4  # share of the steps in which the rates fall to 2 %
-    balance_rate: float = 0.003  # of the selection bias, per step
-    tau: float = 100.0  # largest attention logit before QK-clip acts
-    reach: int = 0  # positions that a conversation may be spread over; 0: it stands in one piece
-    reach_from: float = 0.5  # share of the steps before a conversation is spread
-    save_seconds: float = 240.0
-
-    def rate(self, step: int) -> float:
-        """Factor on the learning rates: linear warm-up, constant, linear decay to 0.02."""
-        falling = self.decay * self.steps
-        return min((step + 1) / self.warmup, 1.0, max(0.02, (self.steps - step) / falling))
-
-    def quantised(self, step: int) -> bool:
-        """Whether experts are seen as INT4: throughout the decay."""
-        return step >= self.steps * (1 - self.decay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +74,16 @@ class Training:
         self.notes: list[str] = []  # what a reader of the card must know besides
         self.stages: dict[str, list[dict[str, Any]]] = {}  # reports of the stages after this one
         self.place = (0, 0)  # pool of the data, and batches of it already used
+        self.mean: dict[str, Tensor] = {}  # of the parameters at the ends of decays so far
+        self.ended = 0  # such ends
 
     def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
         """Train to the plan's last step, saving to `folder` every few minutes."""
         data = self.data()
         if self.step < self.plan.steps:
-            self.sittings.append({"step": self.step, **asdict(self.plan)})
+            self.sittings.append(
+                {"step": self.step, **asdict(self.plan), "ends": [*self.plan.ends]}
+            )
         saved = time.perf_counter()
         losses: list[float] = []
         clipped = 0
@@ -115,6 +93,8 @@ class Training:
             self.seconds += time.perf_counter() - began
             losses.append(done.loss)
             clipped += done.clipped
+            if self.step in self.plan.falls:
+                self._average()
             if self.step % LOG == 0 or self.step == self.plan.steps:
                 mean = sum(losses) / len(losses)
                 self.history.append(self._progress(done, mean, clipped))
@@ -124,6 +104,19 @@ class Training:
                 self.save(folder)
                 saved = time.perf_counter()
         self.save(folder)
+
+    def _average(self) -> None:
+        """Let the parameters join the mean, which is what the last step gives.
+
+        Each end lies elsewhere in the same valley, and the middle lies lower: stochastic weight
+        averaging (Izmailov et al., arXiv 1803.05407).
+        """
+        self.ended += 1
+        for key, value in self.store.snapshot().items():
+            mean = self.mean.get(key, value)
+            self.mean[key] = mean + (value - mean) / self.ended
+        if self.step == self.plan.steps:
+            self.store.restore(self.mean)
 
     def _progress(self, last: "Update", loss: float, clipped: int) -> Progress:
         heads = tuple(tuple(map(float, logits)) for _, logits in sorted(last.largest.items()))
@@ -146,6 +139,7 @@ class Training:
         state = {
             "parameters": {k: v.detach() for k, v in self.store.parameters.items()},
             "biases": self.store.biases,
+            "mean": (self.ended, self.mean),
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
             "counters": (self.step, self.tokens, self.seconds, *self.place),
@@ -169,6 +163,7 @@ class Training:
                 self.store.parameters[key].copy_(value)
             for layer, bias in state["biases"].items():
                 self.store.biases[layer].copy_(bias)
+        self.ended, self.mean = state["mean"]
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.step, self.tokens, self.seconds, *place = state["counters"]

@@ -42,7 +42,7 @@ FAMILIES: tuple[str, ...] = tuple(SOLVERS)
 
 TRAINING_MIX: Mapping[str, float] = MappingProxyType(
     {
-        "sum": 2.0,
+        "sum": 4.0,
         "difference": 6.0,
         "compare": 3.0,
         "weather": 2.0,
@@ -52,7 +52,7 @@ TRAINING_MIX: Mapping[str, float] = MappingProxyType(
         "lookup": 1.5,
         "table": 1.5,
         "outside": 2.0,
-        "order": 2.5,
+        "order": 8.0,
         "date": 1.5,
         "recall": 3.0,  # each makes several documents
         "crew": 1.5,

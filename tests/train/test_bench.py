@@ -10,7 +10,7 @@ from k2lab.spec.config import K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
 from k2lab.train.bench import Variant, _own, _peers, _steps
-from k2lab.train.sft import Plan
+from k2lab.train.plan import Plan
 
 PLAN = Plan(batch_tokens=700, batches_per_step=2, warmup=1)
 

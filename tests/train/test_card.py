@@ -13,7 +13,8 @@ from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
 from k2lab.train.card import CARD, PICTURE, Measured, write_card
-from k2lab.train.sft import Plan, Training
+from k2lab.train.plan import Plan
+from k2lab.train.sft import Training
 
 REPORT = Report(
     seed=7,

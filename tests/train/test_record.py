@@ -12,8 +12,9 @@ from k2lab.model.export import write_checkpoint
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
+from k2lab.train.plan import Plan
 from k2lab.train.record import go_on, record, write_record
-from k2lab.train.sft import Plan, Training
+from k2lab.train.sft import Training
 
 PLAN = Plan(seed=3, steps=2, batch_tokens=800, batches_per_step=1, warmup=1)
 

@@ -13,8 +13,9 @@ from k2lab.evals.microworld import attempt
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data, rl
+from k2lab.train.plan import Plan
 from k2lab.train.rl import STAGE, Gain, Listener, RLPlan, Trial, log_probability, reinforce
-from k2lab.train.sft import Plan, Training
+from k2lab.train.sft import Training
 from k2lab.world.tasks import Task, generate
 
 PLAN = RLPlan(steps=2, tasks=1, samples=2)

@@ -15,7 +15,8 @@ from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data, sft
 from k2lab.train.data import Batch
-from k2lab.train.sft import Plan, Progress, Training
+from k2lab.train.plan import Plan
+from k2lab.train.sft import Progress, Training
 from k2lab.world.tasks import generate
 
 Configs = Callable[..., K2Config]
@@ -97,6 +98,55 @@ def test_a_killed_run_goes_on_bit_for_bit(
     again.run(tmp_path / "cut", nothing)
     assert same(again, whole)
     assert (again.step, again.tokens, again.place) == (6, whole.tokens, whole.place)
+
+
+@pytest.mark.parametrize("kept", [3, 5])
+def test_the_ends_of_decays_are_averaged_whether_killed_or_not(
+    kept: int,
+    config: K2Config,
+    tiny_tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, ends = replace(PLAN, steps=7, ends=(2, 4)), []
+    average = Training._average
+
+    def seen(training: Training) -> None:
+        ends.append(training.store.snapshot())
+        average(training)
+
+    monkeypatch.setattr(Training, "_average", seen)
+    whole = trained(config, tiny_tokenizer, plan, tmp_path / "whole")
+    assert len(ends) == 3
+    for key, value in whole.store.parameters.items():
+        torch.testing.assert_close(value, torch.stack([each[key] for each in ends]).mean(0))
+        assert not torch.equal(value, ends[-1][key])
+
+    cut = Training(config, tiny_tokenizer, plan)
+    stream = cut.data()
+    while cut.step < kept:
+        cut.update(stream)
+        if cut.step in plan.falls:
+            cut._average()
+    cut.save(tmp_path / "cut")
+    again = Training(config, tiny_tokenizer, plan)
+    assert again.resume(tmp_path / "cut")
+    again.run(tmp_path / "cut", nothing)
+    assert same(again, whole)
+    finished = Training(config, tiny_tokenizer, plan)
+    assert finished.resume(tmp_path / "whole")
+    assert same(finished, whole)
+
+
+def test_rates_rise_again_after_an_end() -> None:
+    plan = Plan(steps=150, warmup=10, decay=0.3, ends=(100, 130, 400), again=0.2)
+    rates = [plan.rate(step) for step in range(151)]
+    assert plan.falls == (100, 130, 150)  # what lies beyond the last step is not reached
+    assert rates[:100] == [Plan(steps=100, warmup=10, decay=0.3).rate(step) for step in range(100)]
+    assert rates[100] == rates[130] == 0.2
+    assert rates[115] == pytest.approx(0.1)
+    assert rates[129] == rates[149] == rates[150] == 0.02
+    assert [plan.quantised(step) for step in (69, 70, 100, 149)] == [False, True, True, True]
 
 
 def test_nothing_to_resume_is_told(
