@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from k2lab.train.rl import Gain
     from k2lab.train.sft import Training
 
-CARD_SEED = 9643  # of the unseen tasks behind CARD.md
+CARD_SEED = 9787  # of the unseen tasks behind CARD.md
 CALLS = 300  # of each long queue
 CHOICE_SEED = 2027  # of those that decide whether a stage is kept
 

@@ -105,10 +105,11 @@ class RouteCapture:
             return None
         for seen in (self._experts, self._weights, self._choices):
             del seen[forwards * self._layers :]  # of a forward that was halted
-        experts = _stacked(self._experts).astype(np.uint16)
+        chosen = torch.cat(self._experts)
+        margin = self._margins(chosen)
+        experts = chosen.cpu().numpy().astype(np.uint16)
         share = (torch.cat(self._weights) * self._scale).cpu().numpy()
         weights = np.rint(np.minimum(share, 255)).astype(np.uint8)
-        margin = self._margins(experts)
         self.clear()
         if forwards > 1:  # each is [forward · layer, 1, …]
             kept, row = (forwards, self._layers), (forwards, self._layers, self._slots)
@@ -121,16 +122,13 @@ class RouteCapture:
         for seen in (self._experts, self._weights, self._choices):
             seen.clear()
 
-    def _margins(self, experts: np.ndarray) -> np.ndarray:
+    def _margins(self, chosen: Tensor) -> np.ndarray:
         """Choice score of the last chosen − first not chosen [layer, token]."""
         if self._all_chosen:  # nobody is left out
-            return np.full(experts.shape[:2], np.inf, np.float16)
-        best = torch.cat(self._choices).topk(self._slots + 1, -1).values.cpu().numpy()
-        gap = best[..., -2] - best[..., -1]
+            return np.full(chosen.shape[:2], np.inf, np.float16)
+        scores = torch.cat(self._choices)
+        last = scores.gather(-1, chosen).amin(-1)
+        # Not by a larger top k: over a prompt that takes sixteen times as long (measured).
+        first = scores.scatter(-1, chosen, float("-inf")).amax(-1)
+        gap = (last - first).cpu().numpy()
         return np.minimum(gap, 65504).astype(np.float16)  # float16's largest
-
-
-def _stacked(layers: list[Tensor]) -> np.ndarray:
-    """[1, token, slot] of each layer as one array [layer, token, slot]."""
-    whole = torch.cat(layers)
-    return (whole if whole.device.type == "cpu" else whole.cpu()).numpy()
