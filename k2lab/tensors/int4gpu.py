@@ -5,8 +5,8 @@
 
 Decoding one token of Kimi K2 touches 8 of 384 experts in each layer. Expanded they would be written
 out and read again in four times the bytes; the product reads the codes alone and adds in float32.
-Each row of the output belongs to one program, so it does not depend on what else is asked
-for, nor on where in memory the expert lies.
+Each row of the output belongs to one program, so it does not depend on what else is asked for, nor
+on where in memory the expert lies.
 Triton comes with torch's CUDA builds. Without a GPU its interpreter runs the same kernels.
 What it is not: a kernel for prompts, where an expert serves many tokens (`linear.expert_rows`).
 """
@@ -35,7 +35,8 @@ def expand(words: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     *outer, inner = words.shape
     out = torch.empty(*outer, inner * PER_WORD, dtype=dtype, device=words.device)
     count = words.numel()
-    _expand[(triton.cdiv(count, SPAN),)](words, scale, out, count, GROUP_WORDS, PER_WORD, SPAN)
+    with torch.cuda.device_of(words):  # Triton launches on the current GPU, wherever the data lies
+        _expand[(triton.cdiv(count, SPAN),)](words, scale, out, count, GROUP_WORDS, PER_WORD, SPAN)
     return out
 
 
@@ -61,10 +62,11 @@ def linear(x: Tensor, places: Tensor, words: Tensor, scale: Tensor) -> Tensor:
     rows, outer, inner = len(places), words.shape[1], words.shape[2]
     y = torch.empty(rows, outer, dtype=x.dtype, device=x.device)
     grid = (rows, triton.cdiv(outer, ROWS))
-    _linear[grid](
-        x, places, words, scale, y, words.stride(0), scale.stride(0),
-        outer, inner, GROUP_WORDS, PER_WORD, ROWS, WORDS,
-    )  # fmt: skip
+    with torch.cuda.device_of(words):
+        _linear[grid](
+            x, places, words, scale, y, words.stride(0), scale.stride(0),
+            outer, inner, GROUP_WORDS, PER_WORD, ROWS, WORDS,
+        )  # fmt: skip
     return y
 
 

@@ -100,7 +100,10 @@ def divide(config: K2Config, needs: Needs, offload: Offload) -> Room:
 
 
 def resident_bytes(config: K2Config, dtype: torch.dtype) -> int:
-    """Bytes of a model on one device, its experts expanded where the resident store expands."""
+    """Bytes of a model on one device, its experts expanded where the resident store expands.
+
+    A GPU that reads codes takes less for a small model, which is not worth a plan of its own.
+    """
     counts = parameters(config)
     dense = (counts.total - counts.routed) * dtype.itemsize
     if config.quantization_config is None or counts.routed * dtype.itemsize <= EXPAND_LIMIT:

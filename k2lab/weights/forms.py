@@ -1,6 +1,6 @@
 """How an expert lies in its slot: as in the file, expanded, or in the order of a CPU kernel.
 
-    packed    the slab as it is, expanded on each use        any device; the exact numbers
+    packed    the slab as it is, read or expanded each time  any device; the exact numbers
     expanded  matrices of the compute dtype, made once       small experts; the exact numbers
     int4pack  codes in the kernel's order, made once         CPU, large experts; bfloat16 inside
 

@@ -43,9 +43,11 @@ class Resident:
     ) -> None:
         """`read(key)` gives a checkpoint tensor; each is read once, cast and put on the device."""
         self.config, self.device, self.dtype = config, torch.device(device), dtype
-        expanded = parameters(config).routed * dtype.itemsize
+        counts = parameters(config)
         if keeping == "auto":
-            small = expanded <= EXPAND_LIMIT and gpu_kernels(self.device) is None
+            small = (
+                counts.routed * dtype.itemsize <= EXPAND_LIMIT and gpu_kernels(self.device) is None
+            )
             keeping = "expanded" if small else "packed"
         self._experts: dict[int, Stack | tuple[Tensor, Tensor]] = {}
         # As inference tensors they carry nothing for gradients: 4 % of a token's time (measured).
@@ -55,7 +57,8 @@ class Resident:
                 stack = self._read_experts(layer, read)
                 packed = stack.gate_up_scale is not None and keeping == "packed"
                 self._experts[layer] = stack if packed else stack.expand(dtype)
-            if self.device.type == "cpu" and expanded <= EXPAND_LIMIT:
+            # For a moment all of it is there twice.
+            if self.device.type == "cpu" and counts.total * dtype.itemsize <= EXPAND_LIMIT:
                 self._move_together()
         self._ledger = Ledger()
 

@@ -78,3 +78,29 @@ def test_swiglu_rows_are_those_of_each_expert() -> None:
             gate, up = (first[expert] @ x[token]).chunk(2)
             expected = second[expert] @ (F.silu(gate) * up)
             torch.testing.assert_close(found[token, slot], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_run_on_the_gpu_of_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = [], torch.cuda.device_of
+
+    def noted(tensor: torch.Tensor) -> object:
+        asked.append(tensor)
+        return real(tensor)
+
+    monkeypatch.setattr(torch.cuda, "device_of", noted)
+    words, scale = stack(2, 5, 32)
+    int4gpu.expand(words, scale, torch.float32)
+    int4gpu.linear(torch.ones(1, 32).to(DEVICE), torch.tensor([1]).to(DEVICE), words, scale)
+    assert len(asked) == 2
+    assert all(each is words for each in asked)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
+def test_the_second_gpu_gives_the_bits_of_the_first() -> None:
+    words, scale = stack(2, 5, 32)
+    x, places = torch.ones(2, 32), torch.tensor([1, 0])
+    first, second = (
+        int4gpu.linear(x.to(gpu), places.to(gpu), words.to(gpu), scale.to(gpu)).cpu()
+        for gpu in ("cuda:0", "cuda:1")
+    )
+    assert torch.equal(first, second)

@@ -69,17 +69,20 @@ def test_a_few_steps_lower_the_loss(
     assert losses[-1] < losses[0] - 1.5
 
 
+@pytest.mark.parametrize("ends", [(), (2, 3)])
 @pytest.mark.parametrize("kept", [1, 4])
 def test_a_killed_run_goes_on_bit_for_bit(
     kept: int,
+    ends: tuple[int, ...],
     config: K2Config,
     tiny_tokenizer: Tokenizer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = trained(config, tiny_tokenizer, PLAN, tmp_path / "whole")
+    plan = replace(PLAN, ends=ends)
+    whole = trained(config, tiny_tokenizer, plan, tmp_path / "whole")
 
-    cut = Training(config, tiny_tokenizer, PLAN)
+    cut = Training(config, tiny_tokenizer, plan)
     update = cut.update
 
     def until_killed(stream: object) -> object:
@@ -92,50 +95,37 @@ def test_a_killed_run_goes_on_bit_for_bit(
     with pytest.raises(InterruptedError):
         cut.run(tmp_path / "cut", nothing)
 
-    again = Training(config, tiny_tokenizer, PLAN)
+    again = Training(config, tiny_tokenizer, plan)
     assert again.resume(tmp_path / "cut")
     assert again.step == kept
     again.run(tmp_path / "cut", nothing)
     assert same(again, whole)
     assert (again.step, again.tokens, again.place) == (6, whole.tokens, whole.place)
+    assert again.ended == whole.ended == 1 + len(ends)
 
 
-@pytest.mark.parametrize("kept", [3, 5])
-def test_the_ends_of_decays_are_averaged_whether_killed_or_not(
-    kept: int,
+def test_a_finished_run_gives_the_mean_of_the_ends_of_its_decays(
     config: K2Config,
     tiny_tokenizer: Tokenizer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan, ends = replace(PLAN, steps=7, ends=(2, 4)), []
-    average = Training._average
+    average, ends = Training._average, []
 
     def seen(training: Training) -> None:
         ends.append(training.store.snapshot())
         average(training)
 
     monkeypatch.setattr(Training, "_average", seen)
-    whole = trained(config, tiny_tokenizer, plan, tmp_path / "whole")
+    plan = replace(PLAN, steps=7, ends=(2, 4))
+    training = trained(config, tiny_tokenizer, plan, tmp_path)
     assert len(ends) == 3
-    for key, value in whole.store.parameters.items():
+    for key, value in training.store.parameters.items():
         torch.testing.assert_close(value, torch.stack([each[key] for each in ends]).mean(0))
         assert not torch.equal(value, ends[-1][key])
-
-    cut = Training(config, tiny_tokenizer, plan)
-    stream = cut.data()
-    while cut.step < kept:
-        cut.update(stream)
-        if cut.step in plan.falls:
-            cut._average()
-    cut.save(tmp_path / "cut")
     again = Training(config, tiny_tokenizer, plan)
-    assert again.resume(tmp_path / "cut")
-    again.run(tmp_path / "cut", nothing)
-    assert same(again, whole)
-    finished = Training(config, tiny_tokenizer, plan)
-    assert finished.resume(tmp_path / "whole")
-    assert same(finished, whole)
+    assert again.resume(tmp_path)
+    assert same(again, training)
 
 
 def test_rates_rise_again_after_an_end() -> None:
