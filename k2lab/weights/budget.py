@@ -23,7 +23,8 @@ from k2lab.weights.slab import Layout
 Unit = Literal["expert", "layer"]
 """What is brought at once: one expert, or all experts of a layer."""
 
-READERS = 6  # threads that fetch: half of them read while the others fill slots
+READERS = 4  # threads that fetch: half of them read while the others fill slots
+GPU_READERS = 8  # the same where a slot is filled by a copy that takes no processor
 WIDE_LIMIT = 4 * 2**30  # bytes that all but the experts may take in float32 on a CPU
 
 
