@@ -105,8 +105,8 @@ def measured(
     memory = free(torch.device("cpu")) if memory is None else memory
     slabs = None if folder is None else Slabs(Shards(folder), config)
     # First of all: what others of these give back would be taken for fresh memory.
-    widen = math.inf if slabs is None else _widen(config, slabs)
     files = [] if folder is None or disk is not None else sorted(folder.glob("*.safetensors"))
+    loading = math.inf if slabs is None else _loading(config, slabs, files)
     if disk is None:
         disk = disk_rate(files) if files else NVME_RATE
     fetch = math.inf
@@ -133,7 +133,7 @@ def measured(
         layer_seconds=calls,
         miss_seconds=wait,
         tensor_seconds=0.0 if folder is None else _tensor(config, folder),
-        widen_rate=widen,
+        load_rate=loading,
     )
 
 
@@ -291,21 +291,26 @@ def _ones(config: K2Config) -> Callable[[str], torch.Tensor]:
     return read
 
 
-def _widen(config: K2Config, slabs: Slabs) -> float:
-    """Bytes per second of making dense tensors of what the page cache holds, and keeping them.
+def _loading(config: K2Config, slabs: Slabs, files: Sequence[Path]) -> float:
+    """Bytes per second of making dense tensors of what lies in files, and keeping them.
 
-    As loading keeps them: memory that nobody had comes slower than what was just given back, on a
-    virtual machine ten times (measured).
+    As loading does, from the disk if `files` are given. The first half is thrown away: it may get
+    memory that was just given back, which on a virtual machine comes ten times as fast (measured).
     """
     dtype = compute_dtype(config, torch.device("cpu"))
-    fitting = [spec for spec in dense_specs(config) if spec.nbytes <= DENSE_SAMPLE]
-    spec = max(fitting, key=lambda each: each.nbytes)
-    held, seconds = [], []
-    for _ in range(TRIES + 1):
+    evict(files)
+    held, sizes, seconds = [], list[int](), list[float]()
+    for spec in dense_specs(config):
+        if spec.nbytes > DENSE_SAMPLE:
+            continue
         began = time.perf_counter()
         held.append(slabs.read(spec.key).to(dtype))
         seconds.append(time.perf_counter() - began)
-    return spec.nbytes / median(seconds[len(held) // 2 :])
+        sizes.append(spec.nbytes)
+        if sum(sizes) > DENSE_SAMPLE:
+            break
+    half = len(held) // 2
+    return sum(sizes[half:]) / sum(seconds[half:])
 
 
 def _tensor(config: K2Config, folder: Path) -> float:

@@ -164,7 +164,7 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
 
 def _between(first: Machine, second: Machine) -> Machine:
     """Rates half-way between two measurements of one machine."""
-    rates = ("memory_rate", "expert_rate", "link_rate", "disk_rate", "fetch_rate", "widen_rate")
+    rates = ("memory_rate", "expert_rate", "link_rate", "disk_rate", "fetch_rate", "load_rate")
     times = ("miss_seconds", "layer_seconds", "tensor_seconds")
     changes = {name: _rate(getattr(first, name), getattr(second, name)) for name in rates}
     changes |= {name: (getattr(first, name) + getattr(second, name)) / 2 for name in times}

@@ -57,7 +57,7 @@ class Machine:
     miss_seconds: float = 0.0  # more in a layer that misses anything, however little
     layer_seconds: float = 0.0  # of one layer's calls, however small its arithmetic
     tensor_seconds: float = 0.0  # of opening one tensor of a checkpoint
-    widen_rate: float = math.inf  # from bytes that were read to tensors of the compute dtype
+    load_rate: float = math.inf  # from the disk to tensors of the compute dtype that are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,7 +311,7 @@ def _dtype(config: K2Config, machine: Machine) -> torch.dtype:
 
 def _load_seconds(config: K2Config, machine: Machine, read: int) -> float:
     """Every tensor's header is looked at, `read` bytes of them are brought."""
-    bring = read / machine.disk_rate + read / machine.widen_rate
+    bring = read / min(machine.disk_rate, machine.load_rate)
     return _count(config) * machine.tensor_seconds + bring
 
 

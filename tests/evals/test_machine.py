@@ -41,7 +41,7 @@ def test_a_small_model_is_measured_with_its_own_store(small_checkpoint: Path) ->
     assert found.miss_seconds >= 0
     assert found.disk_rate > 1e5
     assert found.expert_rate == math.inf  # in the seconds of a layer
-    assert 1e5 < found.widen_rate < 1e13
+    assert 1e5 < found.load_rate < 1e13
 
 
 def test_large_experts_are_measured_in_the_form_of_their_slots(
@@ -68,5 +68,5 @@ def test_large_experts_are_brought_from_their_files(
     found = measured(config, folder)
     assert 1e3 < found.fetch_rate < 1e12
     assert 1e3 < found.link_rate < 1e12
-    assert evicted == [len(list(folder.glob("*.safetensors")))] * (machine.TRIES + 1)
+    assert evicted == [len(list(folder.glob("*.safetensors")))] * (machine.TRIES + 2)
     assert measured(config, folder, disk=5e8).fetch_rate == math.inf
