@@ -111,12 +111,8 @@ class MLA:
         self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor, step: Step
     ) -> Tensor:
         """o = softmax(q k) v with each head's keys and values written out: [b, t, h, v]."""
-        latent, k_rope = memory[..., : self.rank], memory[..., self.rank :]
-        w_uk, w_uv = self._up(kv_b)
-        k_nope = torch.einsum("bsc,hnc->bshn", latent, w_uk)
-        value = torch.einsum("bsc,hvc->bshv", latent, w_uv)
-        products = torch.einsum("bthn,bshn->bhts", q_nope, k_nope)
-        products = products + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
+        query, key, value = self._written_out(q_nope, q_rope, memory, kv_b)
+        products = torch.einsum("bthk,bshk->bhts", query, key)
         return torch.einsum("bhts,bshv->bthv", self._attend(products, step), value)
 
     def _absorbed(
@@ -141,19 +137,25 @@ class MLA:
         self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor, step: Step
     ) -> Tensor:
         """The same in one kernel, for text that is only read: no site of the scores fires."""
-        latent, k_rope = memory[..., : self.rank], memory[..., self.rank :]
-        w_uk, w_uv = self._up(kv_b)
-        k_nope = torch.einsum("bsc,hnc->bhsn", latent, w_uk)
-        k_rope = k_rope.unsqueeze(1).expand(*k_nope.shape[:3], -1)
-        query = torch.cat([q_nope, q_rope], -1).transpose(1, 2)
-        key = torch.cat([k_nope, k_rope], -1)
-        value = torch.einsum("bsc,hvc->bhsv", latent, w_uv)
+        written = self._written_out(q_nope, q_rope, memory, kv_b)
+        query, key, value = (each.transpose(1, 2) for each in written)
         # The kernel wants values as wide as keys; what is added is zero and is cut off again.
         value = F.pad(value, (0, key.shape[-1] - value.shape[-1]))
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=step.mask, scale=self.scale.item()
         )
         return mixed.transpose(1, 2)[..., : self.config.v_head_dim]
+
+    def _written_out(
+        self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, kv_b: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys of each head [b, t or s, h, n + r], and its values [b, s, h, v]."""
+        latent, k_rope = memory[..., : self.rank], memory[..., self.rank :]
+        w_uk, w_uv = self._up(kv_b)
+        k_nope = torch.einsum("bsc,hnc->bshn", latent, w_uk)
+        k_rope = k_rope.unsqueeze(2).expand(*k_nope.shape[:3], -1)  # one key for all heads
+        key = torch.cat([k_nope, k_rope], -1)
+        return torch.cat([q_nope, q_rope], -1), key, torch.einsum("bsc,hvc->bshv", latent, w_uv)
 
     def _up(self, kv_b: Tensor) -> tuple[Tensor, Tensor]:
         """W^{UK} [h, n, c] and W^{UV} [h, v, c]."""
@@ -165,7 +167,7 @@ class MLA:
         """softmax(q·k · scale) over the sources a token may see, in float32: [b, h, t, s]."""
         scores = products.float() * self.scale
         if step.mask is not None:
-            scores = scores + step.mask
+            scores.add_(step.mask)
         scores = step.tap(self.site.scores, scores)
         return step.tap(self.site.weights, scores.softmax(-1).type_as(products))
 

@@ -114,7 +114,7 @@ def _grouped(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     inner = _grouped_mm(sorted_x, gate_up.transpose(1, 2), ends)  # [pair, 2·width]
     gate, up = inner.chunk(2, dim=-1)
     rows = _grouped_mm(F.silu(gate) * up, down.transpose(1, 2), ends)  # [pair, hidden]
-    return torch.empty_like(rows).index_copy(0, order, rows).view(tokens, slots, -1)
+    return torch.empty_like(rows).index_copy_(0, order, rows).view(tokens, slots, -1)
 
 
 def _grouped_mm(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ Source: Kimi K2 technical report (arXiv 2507.20534); Moonlight (arXiv 2502.16982
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,21 +37,32 @@ class Muon:
         self.parameters, self.momentum, self.decay = parameters, momentum, decay
         self.moments = {key: torch.zeros_like(value) for key, value in parameters.items()}
 
-    @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One update with learning rate `rate`, from the gradients, which are then dropped."""
-        for key, weight in self.parameters.items():
-            gradient, weight.grad = weight.grad, None
-            if gradient is None:
-                continue
-            moment = self.moments[key].mul_(self.momentum).add_(gradient)
-            direction = gradient.add(moment, alpha=self.momentum)
-            # Gate and up are two matrices stacked into one: each is orthogonal on its own.
-            halves = 2 if key.endswith("gate_up") else 1
-            matrices = direction.unflatten(-2, (halves, -1))
-            update = orthogonal(matrices).view_as(weight)
-            size = RMS * math.sqrt(max(matrices.shape[-2:]))
-            weight.mul_(1 - rate * self.decay).add_(update, alpha=-rate * size)
+        """One update with learning rate `rate`, from the gradients, which are then dropped.
+
+        Threads of PyTorch share small products badly: each updates parameters of its own (measured).
+        """
+        threads = ThreadPoolExecutor(
+            torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+        )
+        with threads:
+            list(threads.map(partial(self._update, rate=rate), self.parameters))
+
+    @torch.no_grad()
+    def _update(self, key: str, *, rate: float) -> None:
+        weight = self.parameters[key]
+        gradient, weight.grad = weight.grad, None
+        if gradient is None:
+            return
+        moment = self.moments[key]
+        torch.add(gradient, moment, alpha=self.momentum, out=moment)
+        direction = gradient.add(moment, alpha=self.momentum)
+        # Gate and up are two matrices stacked into one: each is orthogonal on its own.
+        halves = 2 if key.endswith("gate_up") else 1
+        matrices = direction.unflatten(-2, (halves, -1))
+        update = orthogonal(matrices).view_as(weight)
+        size = RMS * math.sqrt(max(matrices.shape[-2:]))
+        weight.mul_(1 - rate * self.decay).add_(update, alpha=-rate * size)
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the run exactly."""
@@ -68,12 +81,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    for _ in range(ITERATIONS):  # X ← a X + (b A + c A²) X with A = X Xᵀ
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).view(matrices.shape)
 
 
 @torch.no_grad()
