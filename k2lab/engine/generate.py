@@ -20,6 +20,7 @@ from k2lab.engine.moves import moved
 from k2lab.engine.sampling import Sampler, greedy
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain, untouched
+from k2lab.engine.threads import FEW, alone, small
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -94,6 +95,7 @@ def generate(
     capture = Capture(model, settings.capture) if settings.capture else None
     moves = isinstance(model.store, Mover)  # asked once: on a protocol the answer takes a while
     watched = chain(settings.tap, capture.tap) if capture else settings.tap
+    few = FEW if small(model) else 0
 
     def read(ids: Sequence[int], kinds: Sequence[Kind]) -> tuple[Tensor, list[Event]]:
         """Logits after the last of `ids`, and what was captured of them."""
@@ -101,7 +103,7 @@ def generate(
         if settings.edits is not None:
             tap = chain(settings.edits.tap(start, kinds, len(ids)), watched)
         # inference_mode belongs to the thread, so it must not stay on across a yield.
-        with torch.inference_mode():
+        with torch.inference_mode(), alone(len(ids) <= few):
             step = model.step(len(ids), cache=cache, tap=tap)
             hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
             logits = model.logits(hidden[:, -1:], step)[0, -1].float()

@@ -35,7 +35,7 @@ from k2lab.text.template import render
 from k2lab.text.tokenizer import Tokenizer
 
 QUESTION = "What do 3 x lamp and 2 x rope cost?"
-THREADS = (1, 2)  # of torch; each side takes what is faster for it
+THREADS = (1, 2)  # of torch; the peer takes what is faster for it
 TRIAL = 16  # tokens of the trial that chooses among variants
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm", "eager")  # the peer's ways to compute experts
 FIRST_TOKEN = """
@@ -57,7 +57,7 @@ class Decode:
     ratio: float  # k2lab / peer: above 1, k2lab is faster
     forward_tok_s: float  # the peer's forward alone, in a loop that reports nothing
     forward_ratio: float  # k2lab / that
-    k2lab: str  # its dtype and threads
+    k2lab: str  # its dtype
     peer: str  # version, expert implementation, dtype and threads
     capture_cost: float  # share of the time that route capture adds: on / off − 1
     first_token_seconds: float  # from `import k2lab` to the first token, in a fresh process
@@ -95,9 +95,8 @@ def decode(folder: Path, *, tokens: int = 128, repeats: int = 5) -> Decode:
     try:
         with _peers(folder, prompt.ids) as peers:
             forwards = {each.name: each for each in peers[1]}
-            own = _fastest(_own(model, tokenizer, prompt, capture=True))
-            without = _own(model, tokenizer, prompt, capture=False)
-            bare = next(each for each in without if each.threads == own.threads)
+            own = _fastest([_own(model, tokenizer, prompt, before, capture=True)])
+            bare = _own(model, tokenizer, prompt, before, capture=False)
             peer = _fastest(peers[0])
             speeds: dict[str, list[float]] = {"own": [], "bare": [], "peer": [], "forward": []}
             for _ in range(repeats):
@@ -135,8 +134,10 @@ def first_token(folder: Path) -> float:
     return float(done.stdout)
 
 
-def _own(model: K2, tokenizer: Tokenizer, prompt: Prompt, *, capture: bool) -> list[Variant]:
-    """k2lab with each number of threads."""
+def _own(
+    model: K2, tokenizer: Tokenizer, prompt: Prompt, threads: int, *, capture: bool
+) -> Variant:
+    """k2lab, which chooses among its threads itself."""
 
     def run(tokens: int) -> tuple[float, list[int]]:
         settings = Settings(max_tokens=tokens, capture=ROUTE if capture else OFF)
@@ -150,7 +151,7 @@ def _own(model: K2, tokenizer: Tokenizer, prompt: Prompt, *, capture: bool) -> l
         return time.perf_counter() - began, ids
 
     dtype = str(getattr(model.store, "dtype", "")).removeprefix("torch.")
-    return [Variant(f"k2lab, {dtype}, threads {count}", count, run) for count in THREADS]
+    return Variant(f"k2lab, {dtype}", threads, run)
 
 
 def _fastest(variants: Sequence[Variant]) -> Variant:

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from k2lab.spec.config import K2_NANO
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train.data import segments
@@ -40,8 +38,6 @@ def train(
 
     A new work folder begins from nothing, or from the finished model in the folder `start`.
     """
-    # One thread: at this width a second one gains 10 to 20 % (measured) and takes a whole core.
-    torch.set_num_threads(1)
     keep_memory()
     if start is not None and not (work / "tokenizer").exists():
         Tokenizer.from_folder(start).save(work / "tokenizer")

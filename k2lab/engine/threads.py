@@ -1,0 +1,38 @@
+"""How many threads compute a forward: one, where a second one takes longer to wake than to help.
+
+A token of a small network is some hundred products of microseconds each. Threads that sleep between
+them (OMP_WAIT_POLICY=passive, as in the lab) cost more than they compute: 7.0 ms a token of K2-nano
+against 2.1 alone. Threads that never sleep gain a tenth and keep a whole core from everybody else
+(measured on two cores). Not here: threads of training, of reading from disk.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from k2lab.model.k2 import K2
+from k2lab.spec.costs import parameters
+
+FEW = 64  # tokens of a forward
+SMALL = 2**22  # parameters that compute a token in one layer, at twenty products
+
+
+def small(model: K2) -> bool:
+    """Whether few tokens of this network are computed fastest by one thread of a CPU."""
+    config = model.config
+    active = parameters(config).active // config.num_hidden_layers
+    return model.device.type == "cpu" and active <= SMALL
+
+
+@contextmanager
+def alone(wanted: bool) -> Iterator[None]:
+    """One thread for the time of the block, if wanted."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.set_num_threads(before)

@@ -1,0 +1,60 @@
+"""Threads: one for few tokens of a small network, those that were set for everything else."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import k2lab
+from k2lab.engine.generate import Prompt, Settings, generate
+from k2lab.engine.threads import FEW, alone, small
+from k2lab.lab import Lab
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2
+from k2lab.spec.config import K2_THINKING
+from k2lab.weights.meta import Meta
+
+
+@pytest.fixture
+def two() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    return k2lab.load()
+
+
+def test_k2_nano_is_small_and_k2_is_not(lab: Lab) -> None:
+    assert small(lab.model)
+    assert not small(K2(K2_THINKING, Meta(K2_THINKING)))
+
+
+@pytest.mark.usefixtures("two")
+def test_few_tokens_are_computed_by_one_thread_and_many_by_all(lab: Lab) -> None:
+    seen: dict[int, int] = {}
+
+    def tap(site: str, value: torch.Tensor) -> torch.Tensor:
+        if site == "embed":
+            seen[value.shape[1]] = torch.get_num_threads()
+        return value
+
+    for count in (FEW, FEW + 1):
+        given = Prompt((7,) * count, ("",) * count, ("user",) * count)
+        settings = Settings(max_tokens=1, tap=tap)
+        for _ in generate(lab.model, lab.tokenizer, given, LatentCache(lab.config), settings):
+            assert torch.get_num_threads() == 2  # whoever listens has all of them
+    assert seen == {1: 1, FEW: 1, FEW + 1: 2}
+
+
+@pytest.mark.usefixtures("two")
+def test_threads_come_back_after_a_failure() -> None:
+    with pytest.raises(ZeroDivisionError), alone(wanted=True):
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 2
+    with alone(wanted=False):
+        assert torch.get_num_threads() == 2
