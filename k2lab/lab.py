@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -139,7 +140,7 @@ class Lab:
         tap: Tap = untouched,
     ) -> Iterator[Event]:
         """Events of plain text continuation after `ids`: no template, no tools."""
-        given = [int(i) for i in (ids.flatten().tolist() if isinstance(ids, Tensor) else ids)]
+        given = _whole(ids.flatten().tolist() if isinstance(ids, Tensor) else ids)
         check_ids(given, self.config.vocab_size)
         kind: Kind = "user"
         texts = tuple(pieces(given, self.tokenizer))
@@ -338,6 +339,18 @@ class Lab:
         """The events, while no other run uses the engine."""
         with self.alone():
             yield from events
+
+
+def _whole(ids: Sequence[int]) -> list[int]:
+    """Ids as Python's own numbers."""
+    try:
+        return [index(each) for each in ids]
+    except TypeError as error:
+        raise InputError(
+            f"ids are {ids!r:.80}.",
+            expected="a row of whole numbers.",
+            mend="Of a text, lab.tokenizer.encode(text) gives them; lab.events takes a question.",
+        ) from error
 
 
 def _of_the_world() -> Sequence[Tool]:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,12 @@ def test_a_prompt_too_long_is_a_context_error(lab: Lab) -> None:
 @pytest.mark.parametrize("bad", [[], [640], [-5]])
 def test_generation_refuses_bad_ids_at_once(bad: list[int], lab: Lab) -> None:
     with pytest.raises(InputError):
+        lab.generate(bad)
+
+
+@pytest.mark.parametrize("bad", ["What is 1 + 1?", [1.5], torch.tensor([0.5]), [None]])
+def test_generation_refuses_what_are_no_ids(bad: Any, lab: Lab) -> None:
+    with pytest.raises(InputError, match="whole numbers"):
         lab.generate(bad)
 
 

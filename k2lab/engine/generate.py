@@ -103,7 +103,7 @@ def generate(
         if settings.edits is not None:
             tap = chain(settings.edits.tap(start, kinds, len(ids)), watched)
         # inference_mode belongs to the thread, so it must not stay on across a yield.
-        with torch.inference_mode(), alone(len(ids) <= few):
+        with torch.inference_mode(), alone(wanted=len(ids) <= few):
             step = model.step(len(ids), cache=cache, tap=tap)
             hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
             logits = model.logits(hidden[:, -1:], step)[0, -1].float()

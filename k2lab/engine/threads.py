@@ -14,7 +14,7 @@ import torch
 from k2lab.model.k2 import K2
 from k2lab.spec.costs import parameters
 
-FEW = 64  # tokens of a forward
+FEW = 128  # tokens of a forward
 SMALL = 2**22  # parameters that compute a token in one layer, at twenty products
 
 
@@ -26,7 +26,7 @@ def small(model: K2) -> bool:
 
 
 @contextmanager
-def alone(wanted: bool) -> Iterator[None]:
+def alone(*, wanted: bool) -> Iterator[None]:
     """One thread for the time of the block, if wanted."""
     before = torch.get_num_threads()
     if wanted:

@@ -40,7 +40,7 @@ class Muon:
     def step(self, rate: float) -> None:
         """One update with learning rate `rate`, from the gradients, which are then dropped.
 
-        Threads of PyTorch share small products badly: each updates parameters of its own (measured).
+        Threads share small products badly: each updates parameters of its own (measured).
         """
         threads = ThreadPoolExecutor(
             torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
