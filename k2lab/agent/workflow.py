@@ -21,6 +21,7 @@ from k2lab.agent.calling import Cancellation, cancellation, within
 from k2lab.agent.tools import Tool
 from k2lab.engine.events import Answered, Event, Stopped, ToolAnswered, ToolAsked
 from k2lab.engine.session import Halted
+from k2lab.engine.threads import as_here
 from k2lab.errors import InputError
 
 TRIES = 3  # of an answer that does not pass its check
@@ -225,7 +226,7 @@ def _at_once(
                     news.put((place, error))
 
     threads = [
-        threading.Thread(target=work, name=f"k2lab-heavy-{number}", daemon=True)
+        threading.Thread(target=as_here(work), name=f"k2lab-heavy-{number}", daemon=True)
         for number in range(min(workers, len(agents)))
     ]
     waiting = [deque[Moment | Said]() for _ in agents]

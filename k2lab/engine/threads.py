@@ -6,7 +6,7 @@ against 2.1 alone. Threads that never sleep gain a tenth and keep a whole core f
 (measured on two cores). Not here: threads of training, of reading from disk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,3 +36,17 @@ def alone(*, wanted: bool) -> Iterator[None]:
     finally:
         if wanted:
             torch.set_num_threads(before)
+
+
+def as_here(work: Callable[[], object]) -> Callable[[], object]:
+    """The work, for a thread of its own, with the number of threads that is set here.
+
+    By itself a thread takes on the number that was set last anywhere, be it for one token.
+    """
+    count = torch.get_num_threads()
+
+    def begin() -> object:
+        torch.set_num_threads(count)
+        return work()
+
+    return begin

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -157,19 +158,17 @@ def _document(messages: Sequence[Message], tokenizer: Tokenizer) -> Document:
     return Document(tuple(ids), tuple(said))
 
 
-def pool(
-    seed: int, index: int, tokenizer: Tokenizer, *, families: Sequence[str] | None = None
-) -> list[Document]:
+@lru_cache(maxsize=1)  # whoever compares plans reads the same one for each of them
+def pool(seed: int, index: int, tokenizer: Tokenizer) -> tuple[Document, ...]:
     """The documents of one pool, shortest first; families come in the proportions of training.
 
-    Without a choice of families, passages of long chains are among them.
+    Passages of long chains are among them.
     """
     first = seed + index * STRIDE
-    tasks = generate(first, POOL, split="train", families=families, weights=TRAINING_MIX)
+    tasks = generate(first, POOL, split="train", weights=TRAINING_MIX)
     made = [each for task in tasks for each in documents(task, tokenizer)]
-    if families is None:
-        made += passages(first, tokenizer)
-    return sorted(made, key=lambda document: len(document.ids))
+    made += passages(first, tokenizer)
+    return tuple(sorted(made, key=lambda document: len(document.ids)))
 
 
 def batches(

@@ -1,5 +1,6 @@
 """Threads: one for few tokens of a small network, those that were set for everything else."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import k2lab
 from k2lab.engine.generate import Prompt, Settings, generate
-from k2lab.engine.threads import FEW, alone, small
+from k2lab.engine.threads import FEW, alone, as_here, small
 from k2lab.lab import Lab
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -58,3 +59,15 @@ def test_threads_come_back_after_a_failure() -> None:
     assert torch.get_num_threads() == 2
     with alone(wanted=False):
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two")
+def test_work_that_begins_beside_a_token_has_the_threads_of_who_began_it() -> None:
+    seen: list[int] = []
+    work = as_here(lambda: seen.append(torch.get_num_threads()))
+    with alone(wanted=True):
+        begun = threading.Thread(target=work)
+        begun.start()
+        begun.join()
+        assert torch.get_num_threads() == 1  # what another thread sets is its own
+    assert seen == [2]
