@@ -127,12 +127,13 @@ def reinforce(training: Training, plan: RLPlan, report: Callable[[Gain], None]) 
         group["lr"] = plan.adam_rate
     data = training.data()
     for step in range(len(done), plan.steps):
-        trials = [
-            [_trial(training, task, plan, step, k) for k in range(plan.samples)]
-            for task in generate(
-                plan.seed + step * STRIDE, plan.tasks, split="train", weights=TRAINING_MIX
-            )
-        ]
+        seed = plan.seed + step * STRIDE
+        tasks = generate(seed, plan.tasks, split="train", weights=TRAINING_MIX)
+        with training.store.still():
+            trials = [
+                [_trial(training, task, plan, step, k) for k in range(plan.samples)]
+                for task in tasks
+            ]
         gain = _update(training, plan, step, trials, data)
         done.append(asdict(gain))
         report(gain)

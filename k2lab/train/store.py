@@ -8,6 +8,7 @@ parameters per layer. With `quantised` on, the forward sees experts as INT4 woul
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Trainable:
         self.config = config
         self.device = torch.device("cpu")
         self.quantised = False
+        self._still: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, while nothing changes
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, Tensor] = {}  # by checkpoint key; stacks: `….experts.gate_up`
         self.biases: dict[int, Tensor] = {}  # selection bias per MoE layer: set by balance, no grad
@@ -54,11 +56,28 @@ class Trainable:
 
     def experts(self, layer: int, ids: Tensor) -> "TrainableBatch":
         """All experts of the layer."""
+        return TrainableBatch(*(self._still.get(layer) or self._stacks(layer)), ids)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Parameters stay as they are meanwhile: experts are rounded once, not for every token.
+
+        No gradients reach them.
+        """
+        with torch.no_grad():
+            self._still = {layer: self._stacks(layer) for layer in self.config.moe_layers}
+        try:
+            yield
+        finally:
+            self._still = {}
+
+    def _stacks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Gate and up, and down, as the forward sees them."""
         gate_up, down = (self.parameters[key] for key in stack_keys(layer))
         if self.quantised:
             # Laid as in the stores that only compute: the same numbers in the same order.
-            gate_up, down = laid(fake_quantise(gate_up)), laid(fake_quantise(down))
-        return TrainableBatch(gate_up, down, ids)
+            return laid(fake_quantise(gate_up)), laid(fake_quantise(down))
+        return gate_up, down
 
     def hint(self, layer: int, ids: Tensor, confidence: float) -> None:
         """Nothing to fetch."""

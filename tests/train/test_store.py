@@ -13,6 +13,7 @@ from k2lab.model.k2 import K2
 from k2lab.model.load import load_model
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.spec.keys import tensors
+from k2lab.tensors.int4 import fake_quantise
 from k2lab.train.store import Trainable
 
 Configs = Callable[..., K2Config]
@@ -45,6 +46,29 @@ def test_quantised_gradients_pass_straight_through(config: K2Config) -> None:
     assert gradient is not None
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
+
+
+def test_what_stays_still_is_rounded_once(
+    config: K2Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Trainable(config)
+    store.quantised = True
+    model, rounded = K2(config, store), list[Tensor]()
+
+    def counted(weight: Tensor) -> Tensor:
+        rounded.append(weight)
+        return fake_quantise(weight)
+
+    monkeypatch.setattr("k2lab.train.store.fake_quantise", counted)
+    before = logits(model)
+    once = len(rounded)
+    with store.still():
+        assert torch.equal(logits(model), before)
+        assert torch.equal(logits(model), before)
+        assert len(rounded) == 2 * once
+    with torch.no_grad():
+        store.parameters["model.layers.1.mlp.experts.down"].mul_(2)
+    assert not torch.equal(logits(model), before)
 
 
 def test_the_same_seed_starts_from_the_same_weights(config: K2Config) -> None:
