@@ -126,7 +126,7 @@ def generate(
         tracker.feed(each)
     room = model.config.max_position_embeddings - cache.length
     for left in reversed(range(min(settings.max_tokens, room))):
-        with torch.inference_mode():
+        with torch.inference_mode(), alone(wanted=bool(few)):
             chosen = settings.sampler(logits)
             logprob, entropy, top = describe(logits, chosen, tokenizer)
         text = stream.feed(tokenizer.decode_bytes([chosen]))
