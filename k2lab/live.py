@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from k2lab.run import LabRun
 
 LONGEST_WAIT = 20.0  # seconds for the engine, before a person is told that it is busy
+LONGEST_QUESTION = 20_000  # characters
 LONGEST_REPLAY = 8192  # tokens; a longer prefix would keep the engine busy for too long
 
 Message = Mapping[str, Any]
@@ -37,9 +38,9 @@ def store_of(run: "LabRun") -> Store:
     page = Page()
     store = Store(
         run,
-        on_ask=page.ask,
         details=LiveDetails(page.run),
         actions={
+            "ask": page.ask,
             "save": page.save,
             "branch": page.branch,
             "treat": page.treat,
@@ -62,10 +63,19 @@ class Page:
         """The run that is shown."""
         return self.store.source  # type: ignore[return-value]
 
-    def ask(self, question: str) -> None:
-        """A person asked in the page: a new run takes this one's place in the same widgets."""
-        self.run().lab.run(question).show_in(self.store)
+    def ask(self, message: Message) -> Message:
+        """A person asked: a new run takes this one's place in the same widgets."""
+        question = message.get("text")
+        if not isinstance(question, str) or not 0 < len(question.strip()) <= LONGEST_QUESTION:
+            raise InputError(
+                "A question that is empty or too long.",
+                expected=f"1 … {LONGEST_QUESTION:,} characters.",
+                mend="ask in fewer words.",
+            )
+        asked = when_free(lambda: self.run().lab.run(question.strip()))
+        asked.show_in(self.store)
         self.store.runs = []
+        return {"run": asked.name}
 
     def approve(self, message: Message) -> Message:
         """A person decided about a call that waits."""
@@ -179,7 +189,7 @@ class LiveDetails:
 
 
 def when_free(act: Callable[[], Made]) -> Made:
-    """What `act` gives, once the engine is free: an answer to the page may just be using it."""
+    """What `act` gives, once the engine is free of another run or an answer to the page."""
     until = time.monotonic() + LONGEST_WAIT
     while True:
         try:

@@ -1,6 +1,7 @@
 """What a page can ask a live run for, and what it gets."""
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 import k2lab
-from k2lab.errors import K2LabError
+from k2lab import live
+from k2lab.errors import BusyError, InputError, K2LabError
 from k2lab.live import LiveDetails, Page, family, store_of
 from k2lab.widgets.store import Store
 
@@ -175,6 +177,36 @@ def test_code_is_that_of_the_run_as_it_ended(lab):
     assert store.code == run.code() and "max_tokens=2048" not in store.code
 
 
+def test_a_question_takes_the_place_of_the_run_and_waits_for_the_engine(lab, run):
+    page = Page()
+    page.store = Store(run)
+    other = lab.run("Add up the queue.", max_tokens=2000)
+    other.pace(20)
+    threading.Timer(0.5, other.stop).start()
+    outcome = page.ask({"text": " What is 2 * 21? "})
+    assert other.done and page.run().name == outcome["run"] and page.run() is not run
+    page.run().wait()
+    assert page.run().trace.answer == "2 times 21 is 42." and page.store.epoch == 2
+
+
+def test_a_question_that_waits_too_long_is_told(lab, page, monkeypatch):
+    monkeypatch.setattr(live, "LONGEST_WAIT", 0.2)
+    other = lab.run("Add up the queue.")
+    other.pause()
+    try:
+        with pytest.raises(BusyError, match="still going"):
+            page.ask({"text": "What is 2 * 21?"})
+    finally:
+        other.stop()
+        other.wait()
+
+
+@pytest.mark.parametrize("text", ["", "  ", 5, None, "x" * 20_001])
+def test_a_question_that_is_none_is_named(page, text):
+    with pytest.raises(InputError, match="empty or too long"):
+        page.ask({"text": text})
+
+
 def test_a_page_s_message_ends_as_an_outcome(run):
     store = store_of(run)
     sent = []
@@ -186,7 +218,7 @@ def test_a_page_s_message_ends_as_an_outcome(run):
     outcome = next(each for each in sent if each["type"] == "outcome")
     assert outcome["action"] == "treat" and "do = 'rm'" in outcome["error"]
     assert (
-        store.status["can"] == ["branch", "treat", "save", "export", "approve"]
+        store.status["can"] == ["ask", "branch", "treat", "save", "export", "approve"]
         and "lab" in store.code
     )
 

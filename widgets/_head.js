@@ -131,17 +131,28 @@ export function player(store, signal) {
   return node;
 }
 
-/** A box in which a person asks the model. @param {any} store @param {AbortSignal} signal */
+/**
+ * A box in which a person asks the model. A question waits while another run has the engine, and
+ * comes back into the box where it cannot be run.
+ * @param {any} store @param {AbortSignal} signal
+ */
 export function askBox(store, signal) {
+  let waiting = "";
   const { node, input } = lineForm({ style: "k2-ask", label: "Question to the model", word: "Ask" }, () => {
-    if (!input.value.trim() || store.busy) return;
-    store.send({ type: "ask", text: input.value });
-    input.value = "";
+    if (!input.value.trim() || store.busy || waiting) return;
+    [waiting, input.value, store.outcome] = [input.value, "", null];
+    store.send({ type: "ask", text: waiting });
+    store.tell();
   }, signal);
   store.follow(() => {
-    node.hidden = !store.status.asks;
-    node.querySelector("button").disabled = store.busy;
-    input.placeholder = store.busy ? "The model is at work …" : "Ask the model something";
+    const { outcome, notice } = store;
+    if (waiting && (outcome?.action === "ask" || notice)) {
+      if (outcome?.error || notice) input.value ||= waiting;
+      waiting = "";
+    }
+    node.hidden = !store.can("ask");
+    node.querySelector("button").disabled = store.busy || waiting !== "";
+    input.placeholder = waiting ? "Your question waits until the engine is free …" : store.busy ? "The model is at work …" : "Ask the model something";
   }, signal);
   return node;
 }

@@ -257,7 +257,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     if (asTable) { drawTable(); return; }
     const { status } = store;
     empty.hidden = data.n > 0; map.hidden = !data.n;
-    empty.textContent = status.state === "running" ? "The model reads the prompt; its first token comes soon." : status.asks ? "Nothing yet. Ask something below." : `No tokens in this run. ${status.detail ?? ""}`;
+    empty.textContent = status.state === "running" ? "The model reads the prompt; its first token comes soon." : store.can("ask") ? "Nothing yet. Ask something below." : `No tokens in this run. ${status.detail ?? ""}`;
     regroup();
     layout();
     if (following && data.n) { scroll.scrollTop = scroll.scrollHeight; layout(); }

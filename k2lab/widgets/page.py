@@ -158,7 +158,7 @@ def _parents_first(runs: Mapping[str, PageRun]) -> list[PageRun]:
 def store_traits(run: PageRun) -> dict[str, Any]:
     """What the store of the run has before anybody selects anything."""
     facts = run.facts or run.trace.facts
-    status = status_of(Recorded(run.trace), facts, asks=False) | {"can": []}
+    status = status_of(Recorded(run.trace), facts) | {"can": []}
     about = wire.about(run.trace.about)
     return SELECTION | {"store_id": run.name, "about": about, "status": status, "code": run.code}
 

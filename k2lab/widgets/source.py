@@ -89,7 +89,7 @@ class Recorded:
         self.stop()
 
 
-def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
+def status_of(run: RunLike, facts: Facts) -> dict[str, Any]:
     """The `status` trait: state, speed and origin, for the status line and the buttons."""
     stopped = run.trace.stopped
     error = ""
@@ -104,7 +104,6 @@ def status_of(run: RunLike, facts: Facts, *, asks: bool) -> dict[str, Any]:
         "traceback": run.error,
         "speed": speed(run.trace, whole=run.done),
         "controls": not isinstance(run, Recorded) and not run.done,
-        "asks": asks,
         "contexts": [[each.start, each.agent] for each in list(run.trace.contexts)],
         **cost_of(run.trace),
         **{name: getattr(facts, name) for name in FACTS},

@@ -35,26 +35,20 @@ SLOWEST_SECONDS = 1 / 5  # from one frame to the next, on a machine on which a f
 SHARE = 0.003  # of a core that frames may cost; what the thread takes, the engine waits for
 STATUS_SECONDS = 1.0
 FRAME_BYTES = 2_000_000  # a resync of a long run comes in frames of about this size
-LONGEST_QUESTION = 20_000  # characters
 
-Ask = Callable[[str], object]
 Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Does what the page asks for with this message; what it returns goes to the page as outcome."""
 
-ACTIONS = ("branch", "treat", "save", "export", "approve")
-"""What a page can ask for besides controls: continue from a token; run control and treatment with
-edits; write the trace; write the page as HTML, which every store can; decide about a call that
-waits."""
+ACTIONS = ("ask", "branch", "treat", "save", "export", "approve")
+"""What a page can ask for besides controls: run a question in this run's place; continue from a
+token; run control and treatment with edits; write the trace; write the page as HTML, which every
+store can; decide about a call that waits."""
 
-
-MESSAGES = ("stop", "pause", "resume", "step", "pace", "resync", "ask", "detail", *ACTIONS)
+MESSAGES = ("stop", "pause", "resume", "step", "pace", "resync", "detail", *ACTIONS)
 
 
 class Store(K2Widget):
-    """Data and selection of one run, shared by its views. `Store(run)` or `Store(trace)`.
-
-    `on_ask(question)` is called when a person asks in the page; it may `attach` another run.
-    """
+    """Data and selection of one run, shared by its views. `Store(run)` or `Store(trace)`."""
 
     stem = "store"
 
@@ -83,13 +77,11 @@ class Store(K2Widget):
         run: RunLike | Trace,
         *,
         facts: Facts | None = None,
-        on_ask: Ask | None = None,
         details: Details | None = None,
         actions: Mapping[str, Action] | None = None,
     ) -> None:
         self.source: RunLike = Recorded(run) if isinstance(run, Trace) else run
         self._facts = facts
-        self.on_ask = on_ask
         self.actions = {**(actions or {}), "export": self._export}
         self.details = details or CapturedDetails()
         self._desk = Desk(self.details, self.send)
@@ -219,7 +211,7 @@ class Store(K2Widget):
 
     def _status(self) -> dict[str, Any]:
         can = [name for name in ACTIONS if name in self.actions]
-        return status_of(self.source, self.facts, asks=self.on_ask is not None) | {"can": can}
+        return status_of(self.source, self.facts) | {"can": can}
 
     def _send_status(self) -> None:
         status, before = self._status(), self.status.get("state")
@@ -253,12 +245,10 @@ class Store(K2Widget):
                 self.source.pace(_rate(content.get("rate")))
             case "resync":
                 self._resync(content)
-            case "ask":
-                self._ask(content.get("text"))
             case "detail":
                 trace = self.source.trace
                 self._desk.ask(Question.of(content, trace), trace, self.epoch)
-            case "branch" | "treat" | "save" | "export" | "approve":
+            case "ask" | "branch" | "treat" | "save" | "export" | "approve":
                 self._act(kind, content)
             case _:
                 raise refused(f"A message of type {kind!r}", f"one of {', '.join(MESSAGES)}")
@@ -312,15 +302,6 @@ class Store(K2Widget):
         except BusyError:
             return {}
         return {key: each for key, each in found.items() if each.provenance != "missing"}
-
-    def _ask(self, text: Any) -> None:
-        if self.on_ask is None:
-            raise refused("A question to a run that takes none", "a live lab behind this view")
-        if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_QUESTION:
-            raise refused(
-                "A question that is empty or too long", f"1 … {LONGEST_QUESTION} characters"
-            )
-        self.on_ask(text.strip())
 
 
 class Cursor:

@@ -127,6 +127,28 @@ def test_a_person_can_ask_in_the_page_with_the_keyboard(
 
 
 @pytest.mark.timeout(300)
+def test_a_question_waits_while_another_run_has_the_engine(
+    person: "Person", notebook: "Notebook"
+) -> None:
+    cell = (
+        "import threading, k2lab\nlab = k2lab.load()\nrun = lab.run('What is 3 * 14?').wait()\n"
+        "other = lab.run('Add up the queue.')\nother.pace(10)\n"
+        "threading.Timer(12, other.stop).start()\nrun"
+    )
+    person.open(notebook("busy.ipynb", cell))
+    person.run_all()
+    until(person, "document.querySelectorAll('.k2-token').length > 5", 120)
+    box = person.page.get_by_label("Question to the model").first
+    box.fill("How much is 959 plus 86?")
+    person.page.keyboard.press("Enter")
+    until(person, "/waits/.test(document.querySelector('.k2-ask input').placeholder)")
+    assert "What is 3 * 14?" in person.page.locator(".k2-user").first.text_content()
+    until(person, "/959/.test(document.querySelector('.k2-user')?.textContent ?? '')")
+    until(person, ENDED)
+    assert not person.problems
+
+
+@pytest.mark.timeout(300)
 def test_hostile_text_stays_text_and_axe_finds_nothing_serious(
     person: "Person", notebook: "Notebook"
 ) -> None:

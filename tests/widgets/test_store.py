@@ -111,35 +111,44 @@ def test_controls_reach_the_run(run):
         {"type": "resync", "from": -1},
         {"type": "resync", "from": 10**9},
         {"type": "resync", "from": True},
-        {"type": "ask", "text": ""},
-        {"type": "ask", "text": 5},
-        {"type": "ask", "text": "x" * 100_000},
+        {"type": "ask", "text": "of whom?"},
     ],
 )
 def test_bad_messages_are_answered_never_raised(run, message):
-    store = QuietStore(run, on_ask=lambda text: run.asked.append(text))
+    store = QuietStore(run)
     store.tell(message)
     assert [header["type"] for header, _ in store.sent] == ["error"]
     assert store.sent[0][0]["found"].endswith(".") and run.asked == []
 
 
-def test_a_question_reaches_the_callback(run):
-    store = QuietStore(run, on_ask=run.asked.append)
-    store.tell({"type": "ask", "text": " What is 3 * 14? "})
-    assert run.asked == ["What is 3 * 14?"]
-    assert store.status["asks"] and not QuietStore(run).status["asks"]
+def outcome(store: QuietStore) -> dict[str, Any]:
+    until = time.monotonic() + 20
+    while not store.sent and time.monotonic() < until:
+        time.sleep(0.01)
+    return store.sent[-1][0]
+
+
+def test_an_action_is_done_and_what_it_gives_is_its_outcome(run):
+    store = QuietStore(run, actions={"ask": lambda message: {"text": message["text"].upper()}})
+    store.tell({"type": "ask", "text": "what?"})
+    assert outcome(store) == {"type": "outcome", "action": "ask", "text": "WHAT?"}
+    assert store.status["can"] == ["ask", "export"] and QuietStore(run).status["can"] == ["export"]
 
 
 @pytest.mark.parametrize(
-    "error", [BusyError("Busy.", expected="one run.", mend="wait."), RuntimeError("no")]
+    ("error", "told"),
+    [
+        (BusyError("Busy.", expected="one run.", mend="wait."), "Busy. wait."),
+        (RuntimeError("no"), "That failed: RuntimeError('no')."),
+    ],
 )
-def test_a_callback_that_fails_is_answered(run, error):
+def test_an_action_that_fails_is_answered(run, error, told):
     def ask(_):
         raise error
 
-    store = QuietStore(run, on_ask=ask)
+    store = QuietStore(run, actions={"ask": ask})
     store.tell({"type": "ask", "text": "x"})
-    assert store.sent[0][0]["type"] == "error"
+    assert outcome(store)["error"] == told
 
 
 def test_a_recorded_trace_refuses_controls(finished):
