@@ -86,7 +86,7 @@ def _made(training: Training) -> Iterator[str]:
     yield f"""## How it was made
 
 `k2lab train --steps {plan.steps} --work DIR --out DIR` on two CPU cores; it goes on where it
-stopped. The plan was changed between sittings, as listed below.
+stopped. Each sitting and its plan are listed below.
 
 - Data: conversations of the microworld's training split, generated as they are needed, seed
   {plan.seed}; numbers, pairs and phrasings of the evaluation split never occur in it. Loss on the
@@ -94,6 +94,7 @@ stopped. The plan was changed between sittings, as listed below.
 - Long chains: {POOL // PASSAGE_EVERY} ends of queues of up to {LONGEST} calls to {POOL:,} tasks,
   what lies before them cut out but for the question; and {POOL // CHAIN_EVERY} whole queues of up
   to {CHAIN[1]} calls, of which the last {LEARNED} are learned, and {LEARNED} of each {PART} before.
+  Whole ones come from step {plan.chains_from * plan.steps:,.0f} on.
 - Tokenizer: byte pairs of {VOCABULARY_TASKS:,} conversations, seed {VOCABULARY_SEED}.
 - MuonClip: matrices with Muon at {plan.muon_rate}, the rest with AdamW at {plan.adam_rate};
   warm-up {plan.warmup} steps, then constant, then linear to 2 %; QK-clip at {plan.tau:g}.

@@ -24,6 +24,7 @@ class Plan:
     tau: float = 100.0  # largest attention logit before QK-clip acts
     reach: int = 0  # positions that a conversation may be spread over; 0: it stands in one piece
     reach_from: float = 0.5  # share of the steps before a conversation is spread
+    chains_from: float = 0.0  # share of the steps before whole long chains of calls are learned
     save_seconds: float = 240.0
 
     @property
@@ -45,6 +46,10 @@ class Plan:
             return LOWEST
         start, stop = falls[passed - 1 : passed + 1]
         return max(LOWEST, self.again * (stop - step) / (stop - start))
+
+    def learns_chains(self, step: int) -> bool:
+        """Whether whole long chains are among the data: short thoughts and few calls come first."""
+        return step >= self.chains_from * self.steps
 
     def quantised(self, step: int) -> bool:
         """Whether experts are seen as INT4: from the first decay on."""

@@ -190,7 +190,8 @@ class Training:
         for index, batch in islice(stream, used, None):
             # The place moves when a batch is taken: a checkpoint lies between two updates.
             self.place = (index, self.place[1] + 1 if index == self.place[0] else 1)
-            yield batch
+            if batch.tokens <= self.plan.batch_tokens or self.plan.learns_chains(self.step):
+                yield batch
 
     def update(self, data: Iterator[Batch]) -> "Update":
         """One step."""

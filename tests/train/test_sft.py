@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan = replace(PLAN, ends=ends)
+    few_chains(monkeypatch)
+    plan = replace(PLAN, ends=ends, chains_from=0.5)
     whole = trained(config, tiny_tokenizer, plan, tmp_path / "whole")
 
     cut = Training(config, tiny_tokenizer, plan)
@@ -102,6 +104,25 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert same(again, whole)
     assert (again.step, again.tokens, again.place) == (6, whole.tokens, whole.place)
     assert again.ended == whole.ended == 1 + len(ends)
+
+
+def few_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CHAIN_EVERY", 8)
+    monkeypatch.setattr(data, "CHAIN", (24, 26))
+
+
+def test_long_chains_come_once_their_time_has_come(
+    config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_chains(monkeypatch)
+    training = Training(config, tiny_tokenizer, replace(PLAN, chains_from=0.5))
+
+    def longest(step: int) -> int:
+        training.step = step
+        training.first_pool()
+        return max(batch.tokens for batch in islice(training.data(), 60))
+
+    assert longest(0) <= longest(2) <= PLAN.batch_tokens < longest(3)
 
 
 def test_a_finished_run_gives_the_mean_of_the_ends_of_its_decays(
