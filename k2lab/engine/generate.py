@@ -20,7 +20,7 @@ from k2lab.engine.moves import moved
 from k2lab.engine.sampling import Sampler, greedy
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain, untouched
-from k2lab.engine.threads import FEW, alone, small
+from k2lab.engine.threads import alone, few, small
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -95,15 +95,16 @@ def generate(
     capture = Capture(model, settings.capture) if settings.capture else None
     moves = isinstance(model.store, Mover)  # asked once: on a protocol the answer takes a while
     watched = chain(settings.tap, capture.tap) if capture else settings.tap
-    few = FEW if small(model) else 0
+    little = small(model)  # few tokens are computed by one thread
 
     def read(ids: Sequence[int], kinds: Sequence[Kind]) -> tuple[Tensor, list[Event]]:
         """Logits after the last of `ids`, and what was captured of them."""
         start, tap = settings.first + cache.length, watched
+        short = few(len(ids), cache.length + len(ids))
         if settings.edits is not None:
             tap = chain(settings.edits.tap(start, kinds, len(ids)), watched)
         # inference_mode belongs to the thread, so it must not stay on across a yield.
-        with torch.inference_mode(), alone(wanted=len(ids) <= few):
+        with torch.inference_mode(), alone(wanted=little and short):
             step = model.step(len(ids), cache=cache, tap=tap)
             hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
             logits = model.logits(hidden[:, -1:], step)[0, -1].float()
@@ -126,7 +127,7 @@ def generate(
         tracker.feed(each)
     room = model.config.max_position_embeddings - cache.length
     for left in reversed(range(min(settings.max_tokens, room))):
-        with torch.inference_mode(), alone(wanted=bool(few)):
+        with torch.inference_mode(), alone(wanted=little):
             chosen = settings.sampler(logits)
             logprob, entropy, top = describe(logits, chosen, tokenizer)
         text = stream.feed(tokenizer.decode_bytes([chosen]))

@@ -15,6 +15,7 @@ from k2lab.model.k2 import K2
 from k2lab.spec.costs import parameters
 
 FEW = 128  # tokens of a forward
+PAIRS = 2**18  # of a token and one that it looks at: 64 after 4,000 tokens gain by a second thread
 SMALL = 2**22  # parameters that compute a token in one layer, at twenty products
 
 
@@ -23,6 +24,11 @@ def small(model: K2) -> bool:
     config = model.config
     active = parameters(config).active // config.num_hidden_layers
     return model.device.type == "cpu" and active <= SMALL
+
+
+def few(tokens: int, sources: int) -> bool:
+    """Whether a forward of `tokens`, each looking at `sources`, is short enough for one thread."""
+    return tokens <= FEW and tokens * sources <= PAIRS
 
 
 @contextmanager

@@ -94,7 +94,8 @@ stopped. Each sitting and its plan are listed below.
 - Long chains: {POOL // PASSAGE_EVERY} ends of queues of up to {LONGEST} calls to {POOL:,} tasks,
   what lies before them cut out but for the question; and {POOL // CHAIN_EVERY} whole queues of up
   to {CHAIN[1]} calls, of which the last {LEARNED} are learned, and {LEARNED} of each {PART} before.
-  Whole ones come from step {plan.chains_from * plan.steps:,.0f} on.
+  Conversations of more than {plan.batch_tokens:,} tokens come from step
+  {plan.chains_from * plan.steps:,.0f} on.
 - Tokenizer: byte pairs of {VOCABULARY_TASKS:,} conversations, seed {VOCABULARY_SEED}.
 - MuonClip: matrices with Muon at {plan.muon_rate}, the rest with AdamW at {plan.adam_rate};
   warm-up {plan.warmup} steps, then constant, then linear to 2 %; QK-clip at {plan.tau:g}.

@@ -31,7 +31,7 @@ PLAN = Plan(
 )
 """From nothing to the whole microworld; chains of 300 calls need positions up to the context.
 
-Whole chains take half of a step's time (measured), so they come once single calls are known.
+The long ones take half of the time where they occur (measured): short thoughts come first.
 """
 
 

@@ -24,7 +24,7 @@ class Plan:
     tau: float = 100.0  # largest attention logit before QK-clip acts
     reach: int = 0  # positions that a conversation may be spread over; 0: it stands in one piece
     reach_from: float = 0.5  # share of the steps before a conversation is spread
-    chains_from: float = 0.0  # share of the steps before whole long chains of calls are learned
+    chains_from: float = 0.0  # share of the steps before texts longer than a batch are learned
     save_seconds: float = 240.0
 
     @property
@@ -48,7 +48,7 @@ class Plan:
         return max(LOWEST, self.again * (stop - step) / (stop - start))
 
     def learns_chains(self, step: int) -> bool:
-        """Whether whole long chains are among the data: short thoughts and few calls come first."""
+        """Whether texts longer than a batch, long chains of calls, are among the data by now."""
         return step >= self.chains_from * self.steps
 
     def quantised(self, step: int) -> bool:

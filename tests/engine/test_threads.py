@@ -8,7 +8,7 @@ import torch
 
 import k2lab
 from k2lab.engine.generate import Prompt, Settings, generate
-from k2lab.engine.threads import FEW, alone, as_here, small
+from k2lab.engine.threads import FEW, PAIRS, alone, as_here, few, small
 from k2lab.lab import Lab
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -32,6 +32,12 @@ def lab() -> Lab:
 def test_k2_nano_is_small_and_k2_is_not(lab: Lab) -> None:
     assert small(lab.model)
     assert not small(K2(K2_THINKING, Meta(K2_THINKING)))
+
+
+def test_few_tokens_after_many_are_not_short() -> None:
+    assert few(FEW, FEW) and not few(FEW + 1, FEW + 1)
+    assert few(64, 4000) and not few(64, PAIRS // 64 + 1)
+    assert few(1, K2_THINKING.max_position_embeddings)
 
 
 @pytest.mark.usefixtures("two")
