@@ -69,9 +69,9 @@ test("ramps run from their first to their last colour", () => {
 });
 
 test("numbers are written as people read them", () => {
-  assert.deepEqual([0, 0.004, 0.256, 1].map(kit.percent), ["0 %", "0.4 %", "26 %", "100 %"]);
+  assert.deepEqual([0, 0.004, 0.256, 1].map(kit.percent), ["0\u00a0%", "0.4\u00a0%", "26\u00a0%", "100\u00a0%"]);
   assert.equal(kit.percent(NaN), "–");
-  assert.deepEqual([0, 0.0004, 0.9996, 1].map(kit.percent), ["0 %", "< 0.1 %", "99.9 %", "100 %"]);
+  assert.deepEqual([0, 0.0004, 0.9996, 1].map(kit.percent), ["0\u00a0%", "<\u00a00.1\u00a0%", "99.9\u00a0%", "100\u00a0%"]);
   assert.equal(kit.decimal(1.005, 1), "1.0");
   assert.ok(kit.isDark("rgb(17, 17, 17)") && !kit.isDark("rgb(255, 255, 255)"));
 });

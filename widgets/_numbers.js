@@ -27,13 +27,13 @@ export function kindColour(code, opacity = 1) { return `rgba(${KIND_COLOURS[KIND
 /** @param {number} value @param {number} low @param {number} high */
 export function clamp(value, low, high) { return Math.min(high, Math.max(low, value)); }
 
-/** Share as percentage, with no more digits than it deserves. @param {number} share */
+/** Share as percentage, with no more digits than it deserves, in one piece. @param {number} share */
 export function percent(share) {
   if (!Number.isFinite(share)) return "–";
   const value = share * 100;
-  if (value > 0 && value < 0.05) return "< 0.1 %";
-  if (value > 99.5 && value < 100) return `${Math.min(99.9, value).toFixed(1)} %`; // not yet certain
-  return `${value >= 10 || value === 0 ? Math.round(value) : value.toFixed(1)} %`;
+  if (value > 0 && value < 0.05) return "<\u00a00.1\u00a0%";
+  if (value > 99.5 && value < 100) return `${Math.min(99.9, value).toFixed(1)}\u00a0%`; // not yet certain
+  return `${value >= 10 || value === 0 ? Math.round(value) : value.toFixed(1)}\u00a0%`;
 }
 
 /** A number with `digits` decimals, or a dash for none. @param {number} value @param {number} [digits] */

@@ -73,7 +73,7 @@ test("search understands experts, layers and both, and says what is wrong", () =
 
 test("a cell and a layer are described in words", () => {
   const data = filled();
-  assert.equal(experts.cellWords(data, 0, 1, 1), "Layer 1 · expert 1 · 67 % of tokens (4 of 6; 1.3 × even) · thinking 50 % · answer 100 % · token 1: rank 1, weight 0.60");
+  assert.equal(experts.cellWords(data, 0, 1, 1), "Layer 1 · expert 1 · 67\u00a0% of tokens (4 of 6; 1.3 × even) · thinking 50\u00a0% · answer 100\u00a0% · token 1: rank 1, weight 0.60");
   assert.equal(experts.layerRows(data, data.load.all).length, 2);
-  assert.match(experts.layerRows(data, data.load.all)[0][4], /^1 \(33 %\)/);
+  assert.match(experts.layerRows(data, data.load.all)[0][4], /^1 \(33\u00a0%\)/);
 });
