@@ -27,15 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.command(options)
     except K2LabError as error:
-        print(f"found:    {error.found}", file=sys.stderr)
-        print(f"expected: {error.expected}", file=sys.stderr)
-        print(f"mend:     {error.mend}", file=sys.stderr)
-        return REFUSED
+        return _refuse(error.found, error.expected, error.mend)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:  # a path, a right or the disk
+        if error.strerror is None:
+            raise
+        return _refuse(
+            f"{error.filename or 'A file'}: {error.strerror}.",
+            "a file or folder that can be read and written.",
+            "Check the path, the rights to it, and the room on disk.",
+        )
     return code
 
 
@@ -49,3 +54,9 @@ def command_line() -> argparse.ArgumentParser:
     for subject in (ask, checkpoints, plan, measure, train):
         subject.add_commands(commands)
     return parser
+
+
+def _refuse(found: str, expected: str, mend: str) -> int:
+    """Tells the three parts of an error; its exit code."""
+    print(f"found:    {found}\nexpected: {expected}\nmend:     {mend}", file=sys.stderr)
+    return REFUSED

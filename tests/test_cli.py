@@ -62,6 +62,21 @@ def test_an_error_is_three_lines_and_no_traceback(
     ]
 
 
+@pytest.mark.parametrize("option", ["--work", "--out"])
+def test_a_path_that_cannot_be_is_told_before_the_work_begins(
+    option: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("")
+    assert cli.main(["train", "--steps", "1", option, str(file / "folder")]) == 2
+    assert capsys.readouterr().err.startswith(f"found:    {file / 'folder'}: Not a directory.")
+    assert not list(tmp_path.glob("**/training.pt"))
+
+
 def test_microworld_prints_shares_with_intervals(
     small_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

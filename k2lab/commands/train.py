@@ -47,6 +47,8 @@ def _train(options: Options) -> int:
                 flush=True,
             )
 
+    for folder in filter(None, (options.work, options.out)):
+        folder.mkdir(parents=True, exist_ok=True)  # where that fails, hours have not gone by yet
     plan = PLAN if options.steps is None else replace(PLAN, steps=options.steps)
     training = train(options.work, plan, report, start=options.start)
     if options.out is not None:

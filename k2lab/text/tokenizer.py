@@ -335,8 +335,9 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _read_config(path: Path) -> dict[str, object]:
+    data = _read(path)
     try:
-        config = json.loads(_read(path))
+        config = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(
             f"{path} is not JSON: {error}.",

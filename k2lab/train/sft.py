@@ -8,6 +8,7 @@ exact continuation needs, data order included; a killed run goes on from it.
 
 import json
 import math
+import pickle
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from k2lab.engine.taps import untouched
+from k2lab.errors import CheckpointError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, Form, Step
 from k2lab.spec.config import K2Config
@@ -157,7 +159,17 @@ class Training:
         path = folder / "training.pt"
         if not path.exists():
             return False
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        try:
+            self._take_over(torch.load(path, weights_only=True))
+        except (pickle.UnpicklingError, EOFError, LookupError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be gone on from: {str(error).strip().splitlines()[0]}.",
+                expected="the checkpoint of a training of this network.",
+                mend="Remove it to begin anew, or name another folder.",
+            ) from error
+        return True
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             for key, value in state["parameters"].items():
                 self.store.parameters[key].copy_(value)
@@ -171,7 +183,6 @@ class Training:
         self.history = [Progress(**entry) for entry in state["history"]]
         self.sittings, self.notes = state["sittings"], state["notes"]
         self.stages = state["stages"]
-        return True
 
     def first_pool(self) -> None:
         """Begin the data anew, from its first pool."""

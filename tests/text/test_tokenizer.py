@@ -280,6 +280,7 @@ def test_whole_files_are_read_and_a_missing_one_is_named(tmp_path: Path) -> None
     assert whole.encode_segments(render([], generation_prompt=False))
     assert whole.lab == {}
     assert DEFAULT_SYSTEM in whole.decode(whole.encode(DEFAULT_SYSTEM))
-    (tmp_path / "tiktoken.model").unlink()
-    with pytest.raises(TokenizerError, match=r"tiktoken\.model"):
-        Tokenizer.from_folder(tmp_path)
+    for name in ("tiktoken.model", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+        with pytest.raises(TokenizerError, match=rf"^\S+{name} cannot be read: No such file"):
+            Tokenizer.from_folder(tmp_path)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from k2lab.engine.taps import untouched
+from k2lab.errors import CheckpointError
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data, sft
@@ -158,6 +159,27 @@ def test_rates_rise_again_after_an_end() -> None:
     assert rates[115] == pytest.approx(0.1)
     assert rates[129] == rates[149] == rates[150] == 0.02
     assert [plan.quantised(step) for step in (69, 70, 100, 149)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "half", "of another network"])
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_named(
+    damage: str,
+    config: K2Config,
+    tiny_tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    Training(config, tiny_tokenizer, PLAN).save(tmp_path)
+    file = tmp_path / "training.pt"
+    whole = file.read_bytes()
+    match damage:
+        case "garbage":
+            file.write_text("garbage")
+        case "half":
+            file.write_bytes(whole[: len(whole) // 2])
+        case _:
+            config = replace(config, kv_lora_rank=config.kv_lora_rank * 2)
+    with pytest.raises(CheckpointError, match=r"training\.pt cannot be gone on from"):
+        Training(config, tiny_tokenizer, PLAN).resume(tmp_path)
 
 
 def test_nothing_to_resume_is_told(
