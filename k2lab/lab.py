@@ -34,7 +34,7 @@ from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.model.load import Placement, Places, load_model
-from k2lab.recipe import Conversation, Recipe, Source
+from k2lab.recipe import Conversation, Recipe, Source, check_limit
 from k2lab.rules import Limited, begun, bound
 from k2lab.run import LabRun
 from k2lab.spec.config import K2Config
@@ -118,9 +118,11 @@ class Lab:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Float32 logits of the token after each, [batch, seq, vocab], for ids [batch, seq]."""
-        if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
+        whole = isinstance(ids, Tensor) and ids.dtype in (torch.int64, torch.int32)
+        if not whole or ids.dim() != 2:
+            shown = f"{list(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
             raise InputError(
-                f"ids have the shape {list(ids.shape)} and the dtype {ids.dtype}.",
+                f"ids are {shown:.80}.",
                 expected="integer ids of the shape [batch, seq].",
                 mend="Use torch.tensor([tokenizer.encode(text)]).",
             )
@@ -234,6 +236,12 @@ class Lab:
 
     def show(self, run: "LabRun") -> "Dashboard":
         """All views of a run on one page, with one selection."""
+        if not hasattr(run, "dashboard"):
+            raise InputError(
+                f"There is nothing to show of {run!r:.80}.",
+                expected="a run, as `lab.run(question)` gives it.",
+                mend="Write lab.show(lab.run(question)); a trace shows itself with `trace.show()`.",
+            )
         return run.dashboard()
 
     def beside(self) -> "Lab":
@@ -321,10 +329,7 @@ class Lab:
         )
 
     def _settings(self, sampler: Sampler | None, max_tokens: int, tap: Tap) -> Settings:
-        if max_tokens < 1:
-            raise InputError(
-                f"max_tokens is {max_tokens}.", expected="at least 1.", mend="Give a larger limit."
-            )
+        check_limit(max_tokens)
         edits = Surgery(self.edits, self.config) if self.edits else None
         return Settings(self._sampler(sampler), max_tokens, tap=tap, edits=edits)
 

@@ -43,12 +43,28 @@ class Recipe:
     given: tuple[int, ...] = ()  # of a branch: ids that stand there instead
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(
-                f"max_tokens is {self.max_tokens}.",
-                expected="at least 1.",
-                mend="Give a larger limit.",
-            )
+        told = self.conversation
+        if not isinstance(told, Sequence) or isinstance(told, bytes):
+            raise _unfit("The conversation", told, "a question, or a list of messages")
+        if not callable(self.sampler):
+            raise _unfit("The sampler", self.sampler, "one of k2lab.engine.sampling, or a function")
+        if not callable(self.tap):
+            raise _unfit("The tap", self.tap, "a function of a site and a value")
+        check_limit(self.max_tokens)
+        for each in self.tools or ():
+            if not isinstance(each, Tool):
+                raise _unfit("One of the tools", each, "a function with `@tool` above it")
+
+
+def check_limit(max_tokens: int) -> None:
+    """Raise unless it is a number of tokens."""
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise _unfit("max_tokens", max_tokens, "a whole number, at least 1")
+
+
+def _unfit(what: str, value: object, expected: str) -> InputError:
+    mend = "Correct what the run is given, or leave it out."
+    return InputError(f"{what} is {value!r:.80}.", expected=f"{expected}.", mend=mend)
 
 
 def messages_of(conversation: Conversation) -> Sequence[Mapping[str, Any]]:

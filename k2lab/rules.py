@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -38,6 +39,9 @@ NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs
 
 VALUES = frozenset({"enum", "const", "default"})
 """Keywords whose value is data, not a schema."""
+
+OPTIONS = ("tools", "sampler", "max_tokens", "tap", "capture")
+"""What a run is given beside its rules and its budget."""
 
 Approve = Callable[[Request], bool]
 """A person's decision as a function; only True is a yes."""
@@ -110,6 +114,14 @@ class Resumed(Limited, total=False):
 
 def bound(given: Limited) -> tuple[Budget, Rules]:
     """What keywords say of the budget, and of the rules."""
+    for name in given.keys() - Limited.__annotations__.keys():
+        options = sorted({*OPTIONS, *Limited.__annotations__})
+        near = [f"Write '{each}' if that is meant." for each in get_close_matches(name, options, 1)]
+        raise InputError(
+            f"A run has no option '{name}'.",
+            expected=f"one of {', '.join(options)}.",
+            mend=" ".join([*near, "A temperature goes to the sampler, sampled(temperature=…)."]),
+        )
     rules: dict[str, Any] = {name: value for name, value in given.items() if name != "budget"}
     return given.get("budget") or Budget(), Rules.of(**rules)
 

@@ -77,6 +77,7 @@ def test_logits_are_the_full_forward_in_float32(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
+        ([[1, 2]], r"\[batch, seq\]"),
         (torch.tensor([1, 2]), r"\[batch, seq\]"),
         (torch.tensor([[1.0]]), r"torch\.float32"),
         (torch.tensor([[1, 640]]), "0 to 639"),
@@ -85,7 +86,7 @@ def test_logits_are_the_full_forward_in_float32(lab: Lab) -> None:
         (torch.zeros(0, 3, dtype=torch.long), "no tokens"),
     ],
 )
-def test_logits_refuse_what_are_not_ids(ids: Tensor, words: str, lab: Lab) -> None:
+def test_logits_refuse_what_are_not_ids(ids: Any, words: str, lab: Lab) -> None:
     with pytest.raises(InputError, match=words):
         lab.logits(ids)
 
@@ -114,11 +115,32 @@ def test_generation_refuses_what_are_no_ids(bad: Any, lab: Lab) -> None:
         lab.generate(bad)
 
 
-@pytest.mark.parametrize("limit", [0, -3])
-def test_a_limit_below_one_is_refused(limit: int, lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("conversation", "options", "words"),
+    [
+        (None, {}, "The conversation is None"),
+        (b"Hello", {}, "The conversation is b'Hello'"),
+        ("Hello", {"max_tokens": 0}, "max_tokens is 0"),
+        ("Hello", {"max_tokens": -3}, "max_tokens is -3"),
+        ("Hello", {"max_tokens": 1.5}, "max_tokens is 1.5"),
+        ("Hello", {"sampler": "greedy"}, "The sampler is 'greedy'"),
+        ("Hello", {"tap": 3}, "The tap is 3"),
+        ("Hello", {"tools": [len]}, "One of the tools is <built-in function len>.*@tool"),
+        ("Hello", {"temperature": 1.0}, "no option 'temperature'.*sampled"),
+        ("Hello", {"polcy": ()}, "Write 'policy'"),
+    ],
+)
+def test_what_a_run_cannot_be_made_of_is_named_at_once(
+    conversation: Any, options: dict[str, Any], words: str, lab: Lab
+) -> None:
     for start in (lab.run, lab.events):
-        with pytest.raises(InputError, match="max_tokens"):
-            start("Hello", max_tokens=limit)
+        with pytest.raises(InputError, match=words):
+            start(conversation, **options)
+
+
+def test_what_is_no_run_is_not_shown(lab: Lab) -> None:
+    with pytest.raises(InputError, match="nothing to show of None"):
+        lab.show(None)  # type: ignore[arg-type]
 
 
 def tokens(events: Iterator[Event]) -> list[int]:

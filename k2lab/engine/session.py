@@ -12,10 +12,10 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from k2lab.engine.events import Event, Reason, Stopped, TokenChosen
-from k2lab.errors import BusyError
+from k2lab.errors import BusyError, InputError
 
 State = Literal["running", "paused", "done", "stopped", "error"]
 Unit = Literal["token", "layer"]
@@ -73,10 +73,20 @@ class Control:
 
     def step(self, unit: Unit) -> None:
         """Let one token or one layer through, then wait."""
+        if unit not in get_args(Unit):
+            raise InputError(
+                f"A step of {unit!r}.", expected="'token' or 'layer'.", mend="Name one of them."
+            )
         self._set(held=False, unit=unit)
 
     def pace(self, rate: float) -> None:
         """At most so many tokens a second, for eyes to follow; 0: as fast as it can."""
+        if not rate >= 0:
+            raise InputError(
+                f"A pace of {rate!r}.",
+                expected="tokens a second; 0: as fast as it can.",
+                mend="Give a number from 0 up.",
+            )
         with self._changed:
             self._gap = 1 / rate if rate else 0.0
             self._changed.notify_all()

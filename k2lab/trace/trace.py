@@ -31,7 +31,7 @@ from k2lab.engine.events import (
     ToolAnswered,
     ToolAsked,
 )
-from k2lab.errors import TraceError
+from k2lab.errors import InputError, TraceError
 from k2lab.trace.captured import CapturedValues
 from k2lab.trace.table import Table
 
@@ -265,14 +265,14 @@ class Trace:
 
     def mask(self, kind: Kind) -> NDArray[np.bool_]:
         """Which tokens are of `kind` [token]."""
-        return np.asarray(self.kinds == CODE[kind])
+        return np.asarray(self.kinds == _code(kind))
 
     def text(self, kind: Kind | None = None) -> str:
         """The text of all tokens, or of those of one kind."""
         kinds = self.kinds
         if kind is None:
             return "".join(self._texts[: len(kinds)])
-        return "".join(self._texts[i] for i in np.flatnonzero(kinds == CODE[kind]))
+        return "".join(self._texts[i] for i in np.flatnonzero(kinds == _code(kind)))
 
     def context_of(self, token: int) -> int:
         """Index of the first token that is remembered at this one."""
@@ -388,3 +388,12 @@ class Trace:
                 expected=f"{what} {expected}, the next one.",
                 mend="append every event of one run, once and in order.",
             )
+
+
+def _code(kind: str) -> int:
+    if kind not in CODE:
+        there = ", ".join(CODE)
+        raise InputError(
+            f"No part of a run is {kind!r}.", expected=f"one of {there}.", mend="Name one."
+        )
+    return CODE[kind]

@@ -16,7 +16,7 @@ from k2lab.engine.events import Event, Stopped, TokenChosen
 from k2lab.engine.generate import Prompt, Settings, generate
 from k2lab.engine.session import Control, Halted, Run
 from k2lab.engine.taps import chain
-from k2lab.errors import BusyError
+from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2Config
@@ -218,6 +218,17 @@ def test_a_pace_keeps_tokens_apart_and_a_stop_is_heard_meanwhile() -> None:
     with pytest.raises(Halted):
         control.check("token")
     assert time.monotonic() - began < PATIENCE
+
+
+def test_a_step_or_pace_that_is_none_is_refused() -> None:
+    control = Control()
+    control.pause()
+    with pytest.raises(InputError, match="'token' or 'layer'"):
+        control.step("year")  # type: ignore[arg-type]
+    for rate in (-1, float("nan")):
+        with pytest.raises(InputError, match="from 0 up"):
+            control.pace(rate)
+    assert control.paused
 
 
 def test_another_pace_ends_the_waiting_for_the_last() -> None:

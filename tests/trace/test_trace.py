@@ -15,7 +15,7 @@ from k2lab.engine.events import (
     ToolAnswered,
     ToolAsked,
 )
-from k2lab.errors import TraceError
+from k2lab.errors import InputError, TraceError
 from k2lab.trace.trace import About, Trace
 
 ABOUT = About("nano", layers=3, dense_layers=1, experts=16, slots=4, scaling=2.5, vocab=100)
@@ -55,6 +55,9 @@ def test_text_and_spans_split_by_kind() -> None:
     assert [(s.kind, s.start, s.stop) for s in trace.spans()] == [
         ("marker", 0, 1), ("user", 1, 3), ("thinking", 3, 4), ("answer", 4, 5)]  # fmt: skip
     assert list(Trace(ABOUT).spans()) == []
+    for of in (trace.text, trace.mask):
+        with pytest.raises(InputError, match="one of marker"):
+            of("nothing")  # type: ignore[operator]
 
 
 def test_calls_are_matched_by_key_not_by_wire_id() -> None:
