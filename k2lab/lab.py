@@ -9,7 +9,7 @@ no mechanism of its own.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import index
@@ -34,7 +34,7 @@ from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.model.load import Placement, Places, load_model
-from k2lab.recipe import Conversation, Recipe, Source, check_limit
+from k2lab.recipe import Conversation, Recipe, Source, check_limit, check_tools
 from k2lab.rules import Limited, begun, bound
 from k2lab.run import LabRun
 from k2lab.spec.config import K2Config
@@ -230,6 +230,7 @@ class Lab:
         from k2lab.engine.guided import Grammar, Guided
 
         chosen = self.tools if tools is None else tools
+        check_tools(chosen)
         schemas = {each.name: each.parameters for each in chosen}
         grammar = Grammar(self.tokenizer, schemas, self.config.vocab_size)
         return Guided(grammar, self._sampler(sampler))
@@ -257,6 +258,12 @@ class Lab:
 
     def watch(self, workflow: Workflow) -> Watched:
         """A workflow in a worker thread, with all of its agents on one timeline."""
+        if not isinstance(workflow, Generator):
+            raise InputError(
+                f"A workflow that is {workflow!r:.80}.",
+                expected="what a function of k2lab.agent.workflow gives, such as `planned(…)`.",
+                mend="Call the function first; it begins nothing by itself.",
+            )
         return Watched(workflow, self.about, self.facts(ROUTE)).begin()
 
     @contextmanager

@@ -51,15 +51,20 @@ class Recipe:
         if not callable(self.tap):
             raise _unfit("The tap", self.tap, "a function of a site and a value")
         check_limit(self.max_tokens)
-        for each in self.tools or ():
-            if not isinstance(each, Tool):
-                raise _unfit("One of the tools", each, "a function with `@tool` above it")
+        check_tools(self.tools or ())
 
 
 def check_limit(max_tokens: int) -> None:
     """Raise unless it is a number of tokens."""
     if not isinstance(max_tokens, int) or max_tokens < 1:
         raise _unfit("max_tokens", max_tokens, "a whole number, at least 1")
+
+
+def check_tools(tools: Sequence[Tool]) -> None:
+    """Raise unless all of them are tools."""
+    for each in tools:
+        if not isinstance(each, Tool):
+            raise _unfit("One of the tools", each, "a function with `@tool` above it")
 
 
 def _unfit(what: str, value: object, expected: str) -> InputError:

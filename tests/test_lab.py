@@ -138,7 +138,11 @@ def test_what_a_run_cannot_be_made_of_is_named_at_once(
             start(conversation, **options)
 
 
-def test_what_is_no_run_is_not_shown(lab: Lab) -> None:
+def test_what_is_no_run_no_workflow_or_no_tool_is_not_taken_for_one(lab: Lab) -> None:
+    with pytest.raises(InputError, match="workflow that is None"):
+        lab.watch(None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="One of the tools is 5"):
+        lab.guide(tools=[5])  # type: ignore[list-item]
     with pytest.raises(InputError, match="nothing to show of None"):
         lab.show(None)  # type: ignore[arg-type]
 

@@ -35,6 +35,7 @@ tell something about a text. Not here: the web page.
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -90,11 +91,24 @@ def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
         },
         "moved": [moved.bytes_moved for moved in now.moved],
     }
-    part = path.with_name(path.name + ".part")
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    part.write_bytes(packed(whole, metadata={KEY: json.dumps(metadata)}))
-    part.replace(path)
-    return path
+    return write_whole(path, packed(whole, metadata={KEY: json.dumps(metadata)}))
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """`path` with all of `data`, or as it was before; TraceError where it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        return part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise TraceError(
+            f"{path} cannot be written: {error.strerror}.",
+            expected="the name of a file, in a folder that is there and has room.",
+            mend="name another file, or make the folder.",
+        ) from error
 
 
 def open_trace(path: str | Path) -> Trace:

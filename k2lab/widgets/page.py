@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from k2lab.errors import InputError
+from k2lab.trace.file import write_whole
 from k2lab.trace.trace import Trace
 from k2lab.widgets import wire
 from k2lab.widgets.base import joined_script, joined_style
@@ -106,9 +107,7 @@ def write_tree(
         )
     held = {**captured(run.trace), **(details or {})}
     beside = [each for each in runs if each is not run]
-    part = path.with_name(path.name + ".part")
-    part.write_text(page(run, details=held.items(), beside=beside), encoding="utf-8")
-    return part.replace(path)
+    return write_whole(path, page(run, details=held.items(), beside=beside).encode())
 
 
 def captured(trace: Trace, room: int = DETAIL_BYTES) -> dict[str, Detail]:

@@ -227,6 +227,17 @@ def saved(tmp_path: Path) -> Path:
     return example().save(tmp_path / "x.k2trace")
 
 
+def test_what_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    trace = example()
+    for path in (folder, tmp_path / "nowhere" / "x"):
+        for write in (trace.save, trace.to_html):
+            with pytest.raises(TraceError, match=f"{path} cannot be written: "):
+                write(path)
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="There is no file"):
         open_trace(tmp_path / "none.k2trace")
