@@ -49,6 +49,7 @@ def add_commands(commands: Any) -> None:
     tiers = add(benches, "offload", _bench_offload, "tokens per second from disk")
     tiers.add_argument("--tokens", type=positive, default=16, help="per figure (default: 16)")
     tiers.add_argument("--alone", action="store_true", help="leave out the peer")
+    tiers.add_argument("--device", default="cpu", help="that computes (default: cpu)")
     add_model(tiers)
     add_json(tiers)
 
@@ -120,7 +121,8 @@ def _bench_offload(options: Options) -> int:
     from k2lab.evals.offload import offload
 
     folder = checkpoint(options.model)
-    show(offload(folder, tokens=options.tokens, peer=not options.alone), options)
+    figures = offload(folder, tokens=options.tokens, peer=not options.alone, device=options.device)
+    show(figures, options)
     return DONE
 
 

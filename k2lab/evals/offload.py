@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,16 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from k2lab.evals.disk import device_bytes, evict
+from k2lab.evals.disk import device_bytes, disk_rate, evict
 from k2lab.evals.machine import measured
 from k2lab.evals.peers import Peer, peers
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
+from k2lab.model.load import Places
 from k2lab.spec.config import K2Config
 from k2lab.tensors.shards import Shards
 from k2lab.weights.budget import Offload, compute_dtype, needs
 from k2lab.weights.memory import free
-from k2lab.weights.planner import Machine, Plan, Wish, plan
+from k2lab.weights.planner import Machine, Wish, plan
 from k2lab.weights.slab import Slabs, layout
 from k2lab.weights.tiered import DISK, Tiered
 
@@ -72,6 +74,7 @@ class OffloadFigures:
     """One run of the comparison."""
 
     model: str
+    device: str
     moe_layers: int
     experts: int
     expert_bytes: int
@@ -92,48 +95,45 @@ class OffloadFigures:
     notes: dict[str, str]  # why a peer is missing
 
 
-def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigures:
-    """The figures of a checkpoint folder on this machine's CPU."""
+def offload(
+    folder: Path, *, tokens: int = 16, peer: bool = True, device: str = "cpu"
+) -> OffloadFigures:
+    """The figures of a checkpoint folder on a device of this machine.
+
+    Peers and planner are measured where the CPU computes; on a GPU they are left out.
+    """
+    (where,) = Places(device=device).devices
     config = K2Config.from_json(folder)
     files = sorted(folder.glob("*.safetensors"))
-    ids, checks = _ids(config, tokens + WARM_UP), []
-    before = measured(config, folder)
-    rates = [before.disk_rate]
+    ids, planner = _ids(config, tokens + WARM_UP), _Planner(config, folder, where)
     evict(files)
     began = time.perf_counter()
-    with _tiered(folder, config, config.num_experts_per_tok) as model:
+    with _tiered(folder, config, config.num_experts_per_tok, where) as model:
         loading = time.perf_counter() - began
         cold = _decode(model, ids, lambda: evict(files))
-        after = measured(config, folder)
-        rates.append(after.disk_rate)
-        machine = _between(before, after)
-        planned = _plan(config, machine, cold, cached=False)
-        checks.append(_check("seconds to load, cold", planned.load_seconds, loading))
-        checks.append(_check("tokens/s, cold", planned.tok_s, cold.tok_s))
+        planner.check("tokens/s, cold", cold, cached=False, loading=loading)
         _decode(model, ids, _nothing)
         warm = _decode(model, ids, _nothing)
-        before, machine = after, _between(after, measured(config, folder))
-        rates.append(machine.disk_rate)
-        found = _plan(config, machine, warm, cached=True).tok_s
-        checks.append(_check("tokens/s, warm", found, warm.tok_s))
+        planner.check("tokens/s, warm", warm, cached=True)
         form, slab = _store(model).form, _store(model).needs.slot
     del model
+    disk = median(planner.disk_rates)
     sweep: list[Passage] = []
     for slots in _steps(config):
-        if sweep and _offload(config, slots).device_budget > SHARE * free(torch.device("cpu")):
+        if sweep and _offload(config, slots, where).device_budget > SHARE * free(where):
             break
-        with _tiered(folder, config, slots) as model:
-            before = measured(config, folder, disk=machine.disk_rate)
+        with _tiered(folder, config, slots, where) as model:
+            planner.look(disk)
             _decode(model, ids, _nothing)
             sweep.append(_decode(model, ids, _nothing))
-            now = _between(before, measured(config, folder, disk=machine.disk_rate))
-            found = _plan(config, now, sweep[-1], cached=True).tok_s
-            checks.append(_check(f"tokens/s, {slots} slots", found, sweep[-1].tok_s))
+            planner.check(f"tokens/s, {slots} slots", sweep[-1], cached=True, disk=disk)
         del model  # two at a time would not fit
-    disk = median(rates)
-    others, notes = peers(folder, config, ids) if peer else ([], {"all": "not asked for"})
+    others, notes = list[Peer](), {"all": "not asked for"}
+    if peer and where.type == "cpu":
+        others, notes = peers(folder, config, ids)
     return OffloadFigures(
         model=folder.name,
+        device=str(where),
         moe_layers=len(config.moe_layers),
         experts=config.n_routed_experts,
         expert_bytes=slab,
@@ -149,7 +149,7 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
         delivery_share_of_disk=cold.delivery_bytes_s / disk,
         bytes_ratio=cold.bytes_per_token / max(cold.least_bytes_per_token, 1),
         sweep=tuple(sweep),
-        checks=tuple(checks),
+        checks=tuple(planner.checks),
         peers=tuple(
             replace(
                 each,
@@ -160,6 +160,51 @@ def offload(folder: Path, *, tokens: int = 16, peer: bool = True) -> OffloadFigu
         ),
         notes=notes,
     )
+
+
+class _Planner:
+    """The planner's word beside each passage, from a machine that is measured around it."""
+
+    def __init__(self, config: K2Config, folder: Path, device: torch.device) -> None:
+        self.checks: list[Check] = []
+        self.disk_rates: list[float] = []  # bytes per second
+        self._config, self._folder, self._cpu = config, folder, device.type == "cpu"
+        self._before: Machine | None = None  # None: a GPU, of which only the disk is measured
+        self.look()
+
+    def look(self, disk: float | None = None) -> None:
+        """Measures the machine, and its disk where that rate is not given."""
+        if self._cpu:
+            self._before = measured(self._config, self._folder, disk=disk)
+        if disk is None:
+            files = sorted(self._folder.glob("*.safetensors"))
+            self.disk_rates.append(self._before.disk_rate if self._before else disk_rate(files))
+
+    def check(
+        self,
+        what: str,
+        passage: Passage,
+        *,
+        cached: bool,
+        disk: float | None = None,
+        loading: float | None = None,
+    ) -> None:
+        """Notes what the planner says to the same budget and hits, and to loading, in seconds.
+
+        `cached`: with files in the page cache.
+        """
+        before = self._before
+        self.look(disk)
+        after = self._before
+        if before is None or after is None:
+            return
+        machine = replace(_between(before, after), host_bytes=10**15 if cached else 0)
+        wish = Wish(context=64, weights=passage.device_budget, hit_rate=passage.hit_rate)
+        found = plan(self._config, machine, wish)
+        rows = [(what, found.tok_s, passage.tok_s)]
+        if loading is not None:
+            rows.insert(0, ("seconds to load, cold", found.load_seconds, loading))
+        self.checks += [Check(name, said, seen, said / seen) for name, said, seen in rows]
 
 
 def _between(first: Machine, second: Machine) -> Machine:
@@ -177,20 +222,10 @@ def _rate(first: float, second: float) -> float:
     return 1 / mean if mean else math.inf
 
 
-def _plan(config: K2Config, machine: Machine, passage: Passage, *, cached: bool) -> Plan:
-    """What the planner says to the same budget and hits, with files in the page cache or not."""
-    host = 10**15 if cached else 0
-    wish = Wish(context=64, weights=passage.device_budget, hit_rate=passage.hit_rate)
-    return plan(config, replace(machine, host_bytes=host), wish)
-
-
-def _check(what: str, planned: float, measured: float) -> Check:
-    return Check(what, planned, measured, planned / measured)
-
-
 def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passage:
     """One token after the other; `before` runs before each, outside the clock."""
-    store, timer = _store(model), _Delivery(model.config)
+    settled = _settled(model.device)
+    store, timer = _store(model), _Delivery(model.config, settled)
     ledger, cache = store.ledger(), LatentCache(model.config)
     seconds = 0.0
     start: dict[str, Any] = {}
@@ -210,7 +245,8 @@ def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passag
         began = time.perf_counter()
         with torch.inference_mode():
             step = model.step(1, cache=cache, tap=timer)
-            model(torch.tensor([[token]]), step)
+            model(torch.tensor([[token]], device=model.device), step)
+        settled()
         seconds += time.perf_counter() - began
     count = len(ids) - WARM_UP
     moved = ledger.bytes_moved.get(DISK, 0) - start["moved"]
@@ -237,30 +273,39 @@ def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passag
 class _Delivery:
     """A tap that watches how long experts, and the layers that have some, take."""
 
-    def __init__(self, config: K2Config) -> None:
+    def __init__(self, config: K2Config, settled: Callable[[], object]) -> None:
         self.seconds = 0.0  # from a router's choice to its experts' outputs
         self.layers = 0.0  # from the first such layer's input to the last one's output
         self._chosen = self._entered = 0.0
         self._first = f"layers.{config.first_k_dense_replace}.input"
+        self._settled = settled  # called before the clock is read
 
     def __call__(self, site: str, value: Tensor) -> Tensor:
         """The value itself."""
-        now = time.perf_counter()
         if site == self._first:
-            self._entered = now
+            self._entered = self._now()
         elif site.endswith(".mlp.router.weights"):
-            self._chosen = now
+            self._chosen = self._now()
         elif site.endswith(".mlp.experts.rows"):
-            self.seconds += now - self._chosen
+            self.seconds += self._now() - self._chosen
         elif site == "norm":
-            self.layers += now - self._entered
+            self.layers += self._now() - self._entered
         return value
+
+    def _now(self) -> float:
+        self._settled()
+        return time.perf_counter()
+
+
+def _settled(device: torch.device) -> Callable[[], object]:
+    """A function that returns once the device has computed all that it was told to."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
 
 
 @contextmanager
-def _tiered(folder: Path, config: K2Config, slots: int) -> Iterator[K2]:
+def _tiered(folder: Path, config: K2Config, slots: int, device: torch.device) -> Iterator[K2]:
     """The network with so many slots per layer."""
-    offload = _offload(config, slots)
+    offload = _offload(config, slots, device)
     store = Tiered(config, Slabs(Shards(folder), config), offload)
     try:
         yield K2(config, store)
@@ -268,9 +313,8 @@ def _tiered(folder: Path, config: K2Config, slots: int) -> Iterator[K2]:
         store.close()
 
 
-def _offload(config: K2Config, slots: int) -> Offload:
+def _offload(config: K2Config, slots: int, device: torch.device) -> Offload:
     """The options that give so many slots per layer."""
-    device = torch.device("cpu")
     plain = Offload(device=device, dtype=compute_dtype(config, device), device_budget=0)
     need = needs(config, layout(config), plain)
     more = (slots - config.num_experts_per_tok) * len(config.moe_layers) * need.slot

@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from k2lab.errors import InputError
+from k2lab.evals import offload as module
 from k2lab.evals.offload import offload
+from k2lab.spec.config import K2_NANO
 
 needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
 
@@ -35,3 +39,19 @@ def test_figures_of_a_small_checkpoint_agree(small_checkpoint: Path) -> None:
     for check in found.checks:
         assert check.ratio == pytest.approx(check.planned / check.measured)
     assert [check.measured for check in found.checks[3:]] == [each.tok_s for each in found.sweep]
+
+
+def test_a_device_that_is_not_there_is_named(small_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="device is 'abacus'"):
+        offload(small_checkpoint, device="abacus")
+
+
+def test_clocks_are_read_once_a_gpu_has_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        timer = module._Delivery(K2_NANO, module._settled(device))
+        timer("layers.1.mlp.router.weights", torch.zeros(1))
+        timer("layers.1.mlp.experts.rows", torch.zeros(1))
+        assert timer.seconds > 0
+    assert waited == [torch.device("cuda", 1)] * 2
