@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.command(options)
     except K2LabError as error:
         return _refuse(error.found, error.expected, error.mend)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        print(*interrupt.args, sep="\n", end="\n" * bool(interrupt.args), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,6 +31,7 @@ from k2lab.spec.sites import Tap
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train.data import Batch, batches
 from k2lab.train.muonclip import Muon, qk_clip
+from k2lab.train.patience import patient
 from k2lab.train.plan import Plan
 from k2lab.train.store import Trainable
 
@@ -80,13 +81,27 @@ class Training:
         self.ended = 0  # such ends
 
     def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
-        """Train to the plan's last step, saving to `folder` every few minutes."""
-        data = self.data()
+        """Train to the plan's last step, saving to `folder` every few minutes.
+
+        An interrupt waits for the end of the step, is saved, and raised then: nothing is lost.
+        """
         if self.step < self.plan.steps:
             self.sittings.append(
                 {"step": self.step, **asdict(self.plan), "ends": [*self.plan.ends]}
             )
-        saved = time.perf_counter()
+        with patient() as interrupted:
+            for _ in self._steps(folder, report):
+                if interrupted():
+                    break
+            self.save(folder)
+        if interrupted():
+            raise KeyboardInterrupt(
+                f"Saved at step {self.step:,}: the same call goes on from there."
+            )
+
+    def _steps(self, folder: Path, report: Callable[[Progress], None]) -> Iterator[None]:
+        """All steps that are left, one by one."""
+        data, saved = self.data(), time.perf_counter()
         losses: list[float] = []
         clipped = 0
         while self.step < self.plan.steps:
@@ -105,7 +120,7 @@ class Training:
             if time.perf_counter() - saved > self.plan.save_seconds:
                 self.save(folder)
                 saved = time.perf_counter()
-        self.save(folder)
+            yield
 
     def _average(self) -> None:
         """Let the parameters join the mean, which is what the last step gives.

@@ -1,6 +1,7 @@
 """Fine-tuning: the loss falls, a killed run goes on exactly, experts become INT4 in the decay."""
 
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -105,6 +106,31 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert same(again, whole)
     assert (again.step, again.tokens, again.place) == (6, whole.tokens, whole.place)
     assert again.ended == whole.ended == 1 + len(ends)
+
+
+def test_an_interrupt_is_saved_at_the_end_of_its_step(
+    config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(config, tiny_tokenizer, PLAN, tmp_path / "whole")
+    cut = Training(config, tiny_tokenizer, PLAN)
+    update = cut.update
+
+    def interrupted(stream: object) -> object:
+        if cut.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return update(stream)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cut, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="Saved at step 3"):
+        cut.run(tmp_path / "cut", nothing)
+    assert same(trained_on(config, tiny_tokenizer, tmp_path / "cut"), whole)
+
+
+def trained_on(config: K2Config, tokenizer: Tokenizer, folder: Path) -> Training:
+    training = Training(config, tokenizer, PLAN)
+    assert training.resume(folder) and training.step == 3
+    training.run(folder, nothing)
+    return training
 
 
 def few_chains(monkeypatch: pytest.MonkeyPatch) -> None:
