@@ -90,6 +90,7 @@ class Store(K2Widget):
         self._cursor = Cursor()
         super().__init__(store_id=uuid4().hex, about=wire.about(self.source.trace.about))
         self.on_msg(self._on_message)
+        _hear_beside_cells(self.comm)
         self.attach(self.source)
 
     def attach(self, run: RunLike | Trace) -> None:
@@ -321,6 +322,16 @@ class Cursor:
 def store_of(source: "Store | RunLike | Trace") -> Store:
     """The store itself, or a new one around a run or trace."""
     return source if isinstance(source, Store) else Store(source)
+
+
+def _hear_beside_cells(comm: Any) -> None:
+    """Lets the page's messages come in by the subshell that the page chose.
+
+    ipykernel 7.4 brings them to the shell that spoke to the page last, and takes our threads for
+    the main one, which is busy while a cell runs: Stop would wait for the end of `run.wait()`.
+    """
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda _, chosen: chosen  # noqa: SLF001
 
 
 def _unit(unit: Any) -> Literal["token", "layer"]:

@@ -127,6 +127,23 @@ def test_a_person_can_ask_in_the_page_with_the_keyboard(
 
 
 @pytest.mark.timeout(300)
+def test_stop_is_heard_while_a_cell_waits_for_the_run(
+    person: "Person", notebook: "Notebook"
+) -> None:
+    first = (
+        "import k2lab\nlab = k2lab.load()\nrun = lab.run('Add up the queue.')\nrun.pace(10)\nrun"
+    )
+    person.open(notebook("waits.ipynb", first, "run.wait()"))
+    person.run_all()
+    until(person, "document.querySelectorAll('.k2-token').length > 20", 120)
+    began = time.monotonic()
+    person.page.get_by_role("button", name="Stop", exact=True).first.click()
+    until(person, "/stopped/i.test(document.querySelector('.k2-state').textContent)", 5)
+    assert time.monotonic() - began < 1.0
+    assert not person.problems
+
+
+@pytest.mark.timeout(300)
 def test_a_question_waits_while_another_run_has_the_engine(
     person: "Person", notebook: "Notebook"
 ) -> None:
