@@ -211,6 +211,18 @@ export function whenStore(id) {
 }
 
 /**
+ * Hides what the notebook keeps of this store's views for later (k2lab/widgets/stills.py), and the
+ * place that it takes, until the signal.
+ * @param {string} id @param {AbortSignal} signal
+ */
+function hideStills(id, signal) {
+  const name = `.k2-still-${String(id).replace(/\W/g, "")}`;
+  const style = el("style", { text: `${name}, .jp-OutputArea-child:has(${name}) { display: none; }` });
+  document.head.append(style);
+  signal.addEventListener("abort", () => style.remove());
+}
+
+/**
  * A widget from a function that fills `root` from a store. Errors are shown in the cell.
  * @param {(view: {model: any, store: any, root: HTMLElement, signal: AbortSignal, fail: (error: any) => void}) => void} fill
  */
@@ -233,6 +245,7 @@ export function storeView(fill) {
         clearTimeout(timer);
         if (controller.signal.aborted) return;
         note.remove();
+        hideStills(model.get("store_id"), controller.signal);
         fill({ model, store, root, signal: controller.signal, fail });
       }).catch(fail);
       return () => { clearTimeout(timer); controller.abort(); root.remove(); };

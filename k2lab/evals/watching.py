@@ -4,12 +4,14 @@ Costs are processor time of the kernel, in which the feeding of the widgets is i
 (nothing recorded, routes, everything, routes with the dashboard looking on) take turns, and the
 fastest turn of each is compared, as that is the one that a busy machine disturbed least. Between
 two such turns a busy machine makes more of a difference than the dashboard does, so what the
-dashboard takes is also told apart: the time of all threads but the one that computes. The first
-picture counts from Run to the first token in the page: in a kernel that has imported nothing, and
-in one that has answered before.
+dashboard takes is also told apart: the time of all threads but the one that computes. The picture
+that the notebook keeps, drawn once a run is over, is left out of both. The first picture counts
+from Run to the first token in the page: in a kernel that has imported nothing, and in one that has
+answered before.
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -94,6 +96,8 @@ def costs(lab: Any, store: "Store", repeats: int) -> dict[str, Any]:
     """Costs and the branch, measured in this process; the store's widgets look on."""
     import torch
 
+    from k2lab.widgets.store import ENDED_THREAD
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the other core is for those who look
 
@@ -104,6 +108,9 @@ def costs(lab: Any, store: "Store", repeats: int) -> dict[str, Any]:
         while looking and looking.status.get("state") != "done":
             time.sleep(0.1)  # looking at it more often would be a cost of its own
         whole = time.process_time() - began
+        for thread in threading.enumerate():  # which draws what the notebook keeps of the run
+            if thread.name == ENDED_THREAD:
+                thread.join()
         return whole, (whole - run.cpu_seconds) / run.trace.stopped.tokens
 
     arms = [("off", None), ("route", None), ("full", None), ("route", store)]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from k2lab.engine.experiment import Effect, Experiment
-from k2lab.widgets.base import Bundle, png, wants_static
+from k2lab.widgets.base import Bundle, png
+from k2lab.widgets.stills import wants_static
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDTH, HEIGHT = 8.0, 2.8  # inches, at 100 dots each

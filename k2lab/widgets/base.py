@@ -9,7 +9,6 @@ machine.
 import base64
 import html
 import io
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 
 from k2lab import paths
 from k2lab.errors import InputError
+from k2lab.widgets.stills import show, wants_static
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 IMPORT = re.compile(r'^import (\w+|\{[^}]*\}) from "\./(\w+)\.js";\n', re.MULTILINE)
@@ -86,19 +86,24 @@ class Freezable:
     def __repr__(self) -> str:
         return self.summary()
 
-    def _repr_mimebundle_(self, **_: Any) -> Bundle:
-        if wants_static():
-            self.finish()
+    def still(self) -> Bundle:
+        """Picture, table and text of what is shown; of a run that goes on, only words."""
         if self.growing:
             words = f"{html.escape(self.summary())}: going on when this was shown."
             note = "Run the cell again, or show <code>.freeze()</code> of it, for a picture."
-            bundle: Bundle = {"text/plain": self.summary(), "text/html": f"<p>{words} {note}</p>"}
-        else:
-            bundle = static_bundle(self.summary(), self.pictures())
-        if not wants_static():
-            view = {"version_major": 2, "version_minor": 0, "model_id": getattr(self, "model_id")}  # noqa: B009
-            bundle[WIDGET_VIEW] = view
-        return bundle
+            return {"text/plain": self.summary(), "text/html": f"<p>{words} {note}</p>"}
+        return static_bundle(self.summary(), self.pictures())
+
+    def live(self) -> Bundle:
+        """The live view alone."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": getattr(self, "model_id")}  # noqa: B009
+        return {"text/plain": self.summary(), WIDGET_VIEW: view}
+
+    def _repr_mimebundle_(self, **_: Any) -> Bundle:
+        if wants_static():
+            self.finish()
+            return self.still()
+        return {**self.live(), **self.still()}
 
 
 class K2Widget(Freezable, anywidget.AnyWidget):  # type: ignore[misc]
@@ -148,15 +153,13 @@ class Column(Freezable, ipywidgets.VBox):  # type: ignore[misc]
         """Whether any part is."""
         return any(part.growing for part in self.parts)
 
+    def _ipython_display_(self) -> None:
+        show(self, getattr(self.parts[0], "store", None) if self.parts else None)
+
     def finish(self) -> None:
         """Waits for every part."""
         for part in self.parts:
             part.finish()
-
-
-def wants_static() -> bool:
-    """Whether `K2LAB_STATIC` asks for static bundles (committed notebooks, graders, nbval)."""
-    return os.environ.get("K2LAB_STATIC", "") not in ("", "0")
 
 
 @lru_cache

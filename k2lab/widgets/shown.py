@@ -77,3 +77,6 @@ class Shown(ABC):
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """As the last line of a cell, it shows its widgets."""
         return self.show()._repr_mimebundle_(**kwargs)
+
+    def _ipython_display_(self) -> None:
+        self.show()._ipython_display_()

@@ -9,6 +9,7 @@ validate, then set events.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
@@ -32,6 +33,8 @@ from k2lab.widgets.tree import tree_of
 
 FRAME_SECONDS = 1 / 12
 SLOWEST_SECONDS = 1 / 5  # from one frame to the next, on a machine on which a frame costs much
+KEPT_ACTS = 4  # of those who wait for the end of a run: the newest, as each cell may be run again
+ENDED_THREAD = "k2lab-ended"  # the name of those in which they act
 SHARE = 0.003  # of a core that frames may cost; what the thread takes, the engine waits for
 STATUS_SECONDS = 1.0
 FRAME_BYTES = 2_000_000  # a resync of a long run comes in frames of about this size
@@ -88,6 +91,8 @@ class Store(K2Widget):
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._cursor = Cursor()
+        self._seen_end: RunLike | None = self.source if self.source.done else None
+        self._acts: deque[Callable[[], object]] = deque(maxlen=KEPT_ACTS)
         super().__init__(store_id=uuid4().hex, about=wire.about(self.source.trace.about))
         self.on_msg(self._on_message)
         _hear_beside_cells(self.comm)
@@ -137,6 +142,10 @@ class Store(K2Widget):
         ]
         return write_tree(runs, Path(path), shown=name, details=self._looked_at())
 
+    def when_done(self, act: Callable[[], object]) -> None:
+        """Calls `act` in a thread of its own when a run has ended: this one, or one after it."""
+        self._acts.append(act)
+
     def flush(self) -> None:
         """Sends all that is not sent yet, in this thread."""
         while self._send_frame():
@@ -168,6 +177,7 @@ class Store(K2Widget):
                 with self._lock:
                     if done and not more and not self._pending():
                         self._thread = None
+                        self._ended()
                         return
             except Exception as error:  # noqa: BLE001 - a thread must not die silently
                 self.status = {**self.status, "error": f"The view has stopped: {error!r}."}
@@ -175,6 +185,13 @@ class Store(K2Widget):
                 return
             cost = (time.thread_time() - began) / SHARE
             pause.wait(min(max(FRAME_SECONDS, cost), SLOWEST_SECONDS))
+
+    def _ended(self) -> None:
+        """Tells those who wait for the end of a run, once for each."""
+        if self._seen_end is not self.source:
+            self._seen_end = self.source
+            for act in self._acts:
+                start_worker(ENDED_THREAD, act)
 
     def _pending(self) -> bool:
         trace, cursor = self.source.trace, self._cursor

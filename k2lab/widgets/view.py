@@ -8,6 +8,7 @@ import traitlets
 from k2lab.trace.trace import Trace
 from k2lab.widgets.base import K2Widget
 from k2lab.widgets.source import RunLike
+from k2lab.widgets.stills import show
 from k2lab.widgets.store import Store, store_of
 
 
@@ -19,6 +20,9 @@ class View(K2Widget):
     def __init__(self, source: Store | RunLike | Trace, **values: Any) -> None:
         self.store = store_of(source)
         super().__init__(store_id=self.store.store_id, **values)
+
+    def _ipython_display_(self) -> None:
+        show(self, self.store)
 
     @property
     def growing(self) -> bool:

@@ -126,6 +126,27 @@ def test_a_person_can_ask_in_the_page_with_the_keyboard(
     assert not person.problems
 
 
+STILL = "document.querySelector('[class^=k2-still] img')"
+
+
+@pytest.mark.timeout(300)
+def test_a_notebook_that_is_opened_without_its_kernel_shows_the_picture(
+    person: "Person", notebook: "Notebook", folder: Path
+) -> None:
+    cell = "import k2lab\nlab = k2lab.load()\nlab.show(lab.run('What is 3 * 14?'))"
+    person.open(notebook("left.ipynb", cell))
+    person.run_all()
+    until(person, ENDED, 120)
+    until(person, f"{STILL} !== null")  # drawn once the run has ended
+    assert not person.page.locator("[class^=k2-still]").first.is_visible()
+    person.save()
+    person.command("kernelmenu:shutdown")
+    until(person, "/No Kernel/.test(document.body.textContent)")
+    assert person.page.locator(".k2-dashboard").first.is_visible()
+    person.page.reload()
+    until(person, f"{STILL}?.getBoundingClientRect().height > 50", 90)
+
+
 @pytest.mark.timeout(300)
 def test_stop_is_heard_while_a_cell_waits_for_the_run(
     person: "Person", notebook: "Notebook"
