@@ -1,7 +1,10 @@
 """Tools: what becomes of functions, arguments and failures."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -163,3 +166,24 @@ def test_function_without_a_schema_is_refused(function: Callable[..., object]) -
 def test_function_that_is_not_callable_is_refused() -> None:
     with pytest.raises(ToolError):
         Tool("fine", "", {"type": "object"}, "text")  # type: ignore[arg-type]
+
+
+LATER = """
+import sys
+from k2lab.agent.tools import load_jsonschema
+load_jsonschema()
+from jsonschema import Draft202012Validator
+assert "rfc3987_syntax" not in sys.modules
+check = Draft202012Validator.FORMAT_CHECKER
+print(check.conforms("https://example.org/é", "iri"), check.conforms("no iri", "iri"))
+assert "rfc3987_syntax" in sys.modules
+load_jsonschema()
+"""
+
+
+@pytest.mark.skipif(find_spec("rfc3987_syntax") is None, reason="brought along by JupyterLab")
+def test_the_grammar_of_iris_is_built_for_whoever_asks_for_it() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", LATER], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert found.stdout.split() == ["True", "False"]
