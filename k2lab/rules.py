@@ -114,7 +114,7 @@ class Resumed(Limited, total=False):
 
 def bound(given: Limited) -> tuple[Budget, Rules]:
     """What keywords say of the budget, and of the rules."""
-    for name in given.keys() - Limited.__annotations__.keys():
+    for name in sorted(given.keys() - Limited.__annotations__.keys()):
         options = sorted({*OPTIONS, *Limited.__annotations__})
         near = [f"Write '{each}' if that is meant." for each in get_close_matches(name, options, 1)]
         raise InputError(

@@ -328,7 +328,7 @@ def load_jsonschema() -> None:
     try:
         import_module("jsonschema")
     finally:
-        del sys.modules[IRIS]
+        sys.modules.pop(IRIS, None)  # another thread may have been as quick
 
 
 def _no_constant(text: str) -> NoReturn:

@@ -178,7 +178,7 @@ class Training:
             self._take_over(torch.load(path, weights_only=True))
         except (pickle.UnpicklingError, EOFError, LookupError, RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"{path} cannot be gone on from: {str(error).strip().splitlines()[0]}.",
+                f"{path} cannot be gone on from: {str(error).strip().partition(chr(10))[0]}.",
                 expected="the checkpoint of a training of this network.",
                 mend="Remove it to begin anew, or name another folder.",
             ) from error

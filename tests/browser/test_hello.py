@@ -55,6 +55,14 @@ def until(person: "Person", condition: str, seconds: float = 60) -> None:
     person.page.wait_for_function(f"() => {condition}", timeout=seconds * 1000)
 
 
+def stop_at_once(person: "Person") -> None:
+    """Press Stop, which has to be heard within a second."""
+    began = time.monotonic()
+    person.page.get_by_role("button", name="Stop", exact=True).first.click()
+    until(person, "/stopped/i.test(document.querySelector('.k2-state').textContent)", 5)
+    assert time.monotonic() - began < 1.0
+
+
 ENDED = "/done|stopped|error/i.test(document.querySelector('.k2-state')?.textContent ?? '')"
 SAID = "document.querySelectorAll('.k2-thinking .k2-token').length"
 
@@ -102,11 +110,7 @@ def test_a_run_is_seen_before_it_ends_and_survives_a_reload_and_stops(
     until(person, "document.querySelectorAll('.k2-token').length > 5", 90)
     assert "running" in person.state().lower()
 
-    stop = person.page.get_by_role("button", name="Stop").first
-    began = time.monotonic()
-    stop.click()
-    until(person, "/stopped/i.test(document.querySelector('.k2-state').textContent)", 5)
-    assert time.monotonic() - began < 1.0
+    stop_at_once(person)
     assert not person.problems
 
 
@@ -157,10 +161,7 @@ def test_stop_is_heard_while_a_cell_waits_for_the_run(
     person.open(notebook("waits.ipynb", first, "run.wait()"))
     person.run_all()
     until(person, "document.querySelectorAll('.k2-token').length > 20", 120)
-    began = time.monotonic()
-    person.page.get_by_role("button", name="Stop", exact=True).first.click()
-    until(person, "/stopped/i.test(document.querySelector('.k2-state').textContent)", 5)
-    assert time.monotonic() - began < 1.0
+    stop_at_once(person)
     assert not person.problems
 
 
