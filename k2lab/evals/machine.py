@@ -31,7 +31,7 @@ from k2lab.spec.costs import bytes_on_disk, parameters
 from k2lab.spec.keys import tensors
 from k2lab.tensors.linear import linear
 from k2lab.tensors.shards import TORCH_NAMES, Shards, check
-from k2lab.weights.budget import READERS, Offload, compute_dtype, needs
+from k2lab.weights.budget import Offload, compute_dtype, needs
 from k2lab.weights.dense import dense_specs
 from k2lab.weights.forms import Ask, build, choose, slot_bytes
 from k2lab.weights.forms import Room as Slots
@@ -171,7 +171,7 @@ def _experts(
         with host.slab(0, expert) as (slab, _):
             held.fill(0, expert % slots, slab, Past())
 
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(offload.threads) as readers:
 
         def bring_all(experts: Sequence[int]) -> None:
             for first in range(0, slots, chosen):
@@ -195,6 +195,12 @@ def _experts(
         brought / filling,
         brought / fetching if fetching else math.inf,
     )
+
+
+def settle(device: torch.device) -> None:
+    """Waits until the device has computed all that it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _here(slot: int) -> None:

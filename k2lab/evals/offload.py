@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from k2lab.evals.disk import device_bytes, disk_rate, evict
-from k2lab.evals.machine import measured
+from k2lab.evals.machine import measured, settle
 from k2lab.evals.peers import Peer, peers
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -100,7 +100,7 @@ def offload(
 ) -> OffloadFigures:
     """The figures of a checkpoint folder on a device of this machine.
 
-    Peers and planner are measured where the CPU computes; on a GPU they are left out.
+    The planner is asked where the CPU computes; on a GPU it is left out.
     """
     (where,) = Places(device=device).devices
     config = K2Config.from_json(folder)
@@ -129,8 +129,8 @@ def offload(
             planner.check(f"tokens/s, {slots} slots", sweep[-1], cached=True, disk=disk)
         del model  # two at a time would not fit
     others, notes = list[Peer](), {"all": "not asked for"}
-    if peer and where.type == "cpu":
-        others, notes = peers(folder, config, ids)
+    if peer:
+        others, notes = peers(folder, config, ids, where)
     return OffloadFigures(
         model=folder.name,
         device=str(where),
@@ -224,7 +224,7 @@ def _rate(first: float, second: float) -> float:
 
 def _decode(model: K2, ids: Sequence[int], before: Callable[[], None]) -> Passage:
     """One token after the other; `before` runs before each, outside the clock."""
-    settled = _settled(model.device)
+    settled = partial(settle, model.device)
     store, timer = _store(model), _Delivery(model.config, settled)
     ledger, cache = store.ledger(), LatentCache(model.config)
     seconds = 0.0
@@ -295,11 +295,6 @@ class _Delivery:
     def _now(self) -> float:
         self._settled()
         return time.perf_counter()
-
-
-def _settled(device: torch.device) -> Callable[[], object]:
-    """A function that returns once the device has computed all that it was told to."""
-    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Others who offload the same model, each in its best case.
 
 Both read a bfloat16 export, as neither computes with INT4 experts. transformers with accelerate's
-disk offload: all but the routed experts is in memory, and of those come the pages that are touched,
-from a mapped file. airllm: every layer comes from disk for every token; transformers keeps the
-experts of a layer in one tensor, which airllm cannot split, so the export is written that way for
-it. Not here: what is measured of k2lab itself (`offload.py`).
+disk offload: all but the routed experts lies on the device. On a CPU those come page by page as
+they are touched, from a mapped file; to a GPU all experts of a layer are copied. airllm: every
+layer comes from disk for every token; transformers keeps the experts of a layer in one tensor,
+which airllm cannot split, so the export is written that way for it.
+Not here: what is measured of k2lab itself (`offload.py`).
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 
 from k2lab.errors import MissingError
 from k2lab.evals.disk import device_bytes, evict
+from k2lab.evals.machine import settle
 from k2lab.model.export import export_transformers
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import bytes_on_disk
@@ -48,7 +50,9 @@ class Peer:
     warm_ratio: float
 
 
-def peers(folder: Path, config: K2Config, ids: Sequence[int]) -> tuple[list[Peer], dict[str, str]]:
+def peers(
+    folder: Path, config: K2Config, ids: Sequence[int], device: torch.device
+) -> tuple[list[Peer], dict[str, str]]:
     """Those that can be run here, and for the others why not."""
     size = bytes_on_disk(replace(config, quantization_config=None))
     limit = int(SHARE * free(torch.device("cpu")))
@@ -67,31 +71,31 @@ def peers(folder: Path, config: K2Config, ids: Sequence[int]) -> tuple[list[Peer
     found, notes = [], {}
     with TemporaryDirectory(prefix="k2lab-peer-", dir=folder.parent) as place:
         exported = export_transformers(folder, Path(place) / "export")
-        found.append(_accelerate(exported, config, ids))
+        found.append(_accelerate(exported, config, ids, device))
         gc.collect()
         try:
-            found.append(_airllm(exported, ids))
+            found.append(_airllm(exported, ids, device))
         except ImportError:
             notes["airllm"] = "not installed: `pip install airllm`"
     return found, notes
 
 
-def _accelerate(exported: Path, config: K2Config, ids: Sequence[int]) -> Peer:
+def _accelerate(exported: Path, config: K2Config, ids: Sequence[int], device: torch.device) -> Peer:
     """transformers with the routed experts on disk."""
     import transformers
 
     model = transformers.DeepseekV3ForCausalLM.from_pretrained(
         exported,
         dtype=torch.bfloat16,
-        device_map=_map(config),
+        device_map=_map(config, str(device)),
         offload_folder=str(exported.parent / "offload"),
     ).eval()
     name = f"transformers {transformers.__version__}, accelerate disk offload of routed experts"
-    return _timed(name, model, ids, exported.parent)
+    return _timed(name, model, ids, device, exported.parent)
 
 
-def _airllm(exported: Path, ids: Sequence[int]) -> Peer:
-    """airllm on the CPU, told the layout of tensors that transformers has in memory."""
+def _airllm(exported: Path, ids: Sequence[int], device: torch.device) -> Peer:
+    """airllm, told the layout of tensors that transformers has in memory."""
     import transformers
 
     # What it prints would stand before the figures.
@@ -112,34 +116,36 @@ def _airllm(exported: Path, ids: Sequence[int]) -> Peer:
         transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(home)
         del model, state
         gc.collect()
-        streamed = airllm.AutoModel.from_pretrained(str(home), device="cpu", prefetching=False)
+        streamed = airllm.AutoModel.from_pretrained(
+            str(home), device=str(device), prefetching=False
+        )
         (home / file).unlink()  # it has split it into layers of its own
-        return _timed("airllm, one layer at a time", streamed, ids, home)
+        return _timed("airllm, one layer at a time", streamed, ids, device, home)
 
 
-def _timed(name: str, model: Any, ids: Sequence[int], place: Path) -> Peer:
+def _timed(name: str, model: Any, ids: Sequence[int], device: torch.device, place: Path) -> Peer:
     files = [file for file in place.rglob("*") if file.is_file()]
-    cold, brought = _decode(model, ids, lambda: evict(files))
-    warm, _ = _decode(model, ids, lambda: None)
+    cold, brought = _decode(model, ids, device, lambda: evict(files))
+    warm, _ = _decode(model, ids, device, lambda: None)
     return Peer(f"{name}, bfloat16", cold, warm, brought, 0.0, 0.0)
 
 
-def _map(config: K2Config) -> dict[str, str]:
-    """All in memory but the routed experts: the finest that a device map can say."""
+def _map(config: K2Config, device: str) -> dict[str, str]:
+    """All on the device but the routed experts: the finest that a device map can say."""
     outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
-    where = dict.fromkeys(outer, "cpu")
+    where = dict.fromkeys(outer, device)
     for layer in range(config.num_hidden_layers):
         moe = ("mlp.gate", "mlp.shared_experts")
         inner = ("self_attn", "input_layernorm", "post_attention_layernorm")
         for name in (*inner, *(moe if config.is_moe(layer) else ("mlp",))):
-            where[f"model.layers.{layer}.{name}"] = "cpu"
+            where[f"model.layers.{layer}.{name}"] = device
         if config.is_moe(layer):
             where[f"model.layers.{layer}.mlp.experts"] = "disk"
     return where
 
 
 def _decode(
-    model: Any, ids: Sequence[int], before: Callable[[], None]
+    model: Any, ids: Sequence[int], device: torch.device, before: Callable[[], None]
 ) -> tuple[float, float | None]:
     """Tokens per second of the peer's own forward and cache, and bytes that a token read."""
     state, seconds, start = None, 0.0, device_bytes()
@@ -152,7 +158,9 @@ def _decode(
         began = time.perf_counter()
         with torch.inference_mode():
             past = None if state is None else state.past_key_values
-            state = model(torch.tensor([[token]]), **{kept: past}, use_cache=True)
+            token_ids = torch.tensor([[token]], device=device)
+            state = model(token_ids, **{kept: past}, use_cache=True)
+        settle(device)
         seconds += time.perf_counter() - began
     read = device_bytes()
     brought = None if read is None or start is None else (read - start) / TOKENS

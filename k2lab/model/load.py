@@ -13,8 +13,6 @@ from k2lab.spec.amounts import nbytes
 from k2lab.spec.config import K2Config
 from k2lab.tensors.shards import Shards, check
 from k2lab.weights.budget import (
-    GPU_READERS,
-    READERS,
     Offload,
     Unit,
     compute_dtype,
@@ -125,7 +123,6 @@ def _offload(config: K2Config, slabs: Slabs, places: Places, device: torch.devic
         unit=places.unit,
         prefetch=places.prefetch,
         policies=by_name(places.policy),
-        readers=READERS if device.type == "cpu" else GPU_READERS,
     )
     if places.device_budget is not None:
         return offload

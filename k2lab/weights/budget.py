@@ -24,7 +24,7 @@ Unit = Literal["expert", "layer"]
 """What is brought at once: one expert, or all experts of a layer."""
 
 READERS = 4  # threads that fetch: half of them read while the others fill slots
-GPU_READERS = 8  # the same where a slot is filled by a copy that takes no processor
+GPU_READERS = 16  # where a copy fills a slot: from the page cache twice the rate of 4 (measured)
 WIDE_LIMIT = 4 * 2**30  # bytes that all but the experts may take in float32 on a CPU
 
 
@@ -44,7 +44,12 @@ class Offload:
     prefetch: bool = False
     policies: Policies = _lru
     form: FormName | None = None  # None: the one that suits
-    readers: int = READERS
+    readers: int | None = None  # threads that fetch; None: as many as suit the device
+
+    @property
+    def threads(self) -> int:
+        """How many threads fetch."""
+        return self.readers or (READERS if self.device.type == "cpu" else GPU_READERS)
 
     def form_of(self, config: K2Config) -> FormName:
         """The form that was asked for, or else the one that suits."""
@@ -65,7 +70,7 @@ def needs(config: K2Config, layout: Layout, offload: Offload) -> Needs:
     """What the model takes on the device with these options."""
     dense = _dense_bytes(config, offload.dtype)
     slot = slot_bytes(offload.form_of(config), config, layout, offload.dtype)
-    staging = offload.readers * layout.nbytes if offload.device.type == "cpu" else 0
+    staging = offload.threads * layout.nbytes if offload.device.type == "cpu" else 0
     layers, every = len(config.moe_layers), config.n_routed_experts
     least = min(layers, 1) * every
     if offload.unit == "expert":

@@ -33,9 +33,9 @@ class Host:
         self._lock = Lock()
         # Whoever has read lets the next one read while it fills its slot. Did all read at once, all
         # would fill at once, and the disk would wait.
-        self._reading = Semaphore(max(1, offload.readers // 2))
+        self._reading = Semaphore(max(1, offload.threads // 2))
         self._buffers: SimpleQueue[Tensor] = SimpleQueue()
-        for buffer in link.arena(offload.readers * nbytes).view(offload.readers, nbytes):
+        for buffer in link.arena(offload.threads * nbytes).view(offload.threads, nbytes):
             self._buffers.put(buffer)
 
     @contextmanager

@@ -80,7 +80,7 @@ class Tiered:
         self._counting = Lock()
         # One job for several small experts: handing it over costs as much as reading one.
         self._together = max(1, JOB_BYTES // max(1, slabs.layout.nbytes))
-        self._readers = ThreadPoolExecutor(offload.readers, thread_name_prefix="k2lab-read")
+        self._readers = ThreadPoolExecutor(offload.threads, thread_name_prefix="k2lab-read")
         self._leases = read_dense(config, slabs.read, self.device, self.dtype)
 
     @property

@@ -1,6 +1,7 @@
 """The offload benchmark: its figures agree with each other; how large they are is no test."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from k2lab.errors import InputError
 from k2lab.evals import offload as module
+from k2lab.evals.machine import settle
 from k2lab.evals.offload import offload
 from k2lab.spec.config import K2_NANO
 
@@ -50,7 +52,7 @@ def test_clocks_are_read_once_a_gpu_has_computed(monkeypatch: pytest.MonkeyPatch
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     for device in (torch.device("cpu"), torch.device("cuda", 1)):
-        timer = module._Delivery(K2_NANO, module._settled(device))
+        timer = module._Delivery(K2_NANO, partial(settle, device))
         timer("layers.1.mlp.router.weights", torch.zeros(1))
         timer("layers.1.mlp.experts.rows", torch.zeros(1))
         assert timer.seconds > 0
