@@ -157,7 +157,7 @@ def _experts(
     """
     device, shape = torch.device("cpu"), layout(config)
     dtype = compute_dtype(config, device)
-    form, chosen = choose(config, device, dtype), config.num_experts_per_tok
+    form, chosen = choose(config, device), config.num_experts_per_tok
     slots = min(config.n_routed_experts, SAMPLED) // chosen * chosen
     held = build(form, config, shape, dtype, Slots(1, slots), Direct(), device)
     blank = torch.zeros(shape.nbytes, dtype=torch.uint8)
@@ -168,8 +168,7 @@ def _experts(
         if host is None:
             held.fill(0, expert % slots, blank, Past())
             return
-        with host.slab(0, expert) as (slab, _):
-            held.fill(0, expert % slots, slab, Past())
+        host.bring(0, expert, held, 0, expert % slots, Past())
 
     with ThreadPoolExecutor(offload.threads) as readers:
 

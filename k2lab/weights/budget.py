@@ -17,7 +17,7 @@ from k2lab.spec.costs import expert_bytes, parameters
 from k2lab.weights.dense import dense_specs, width
 from k2lab.weights.forms import FormName, Room, choose, slot_bytes
 from k2lab.weights.residency import Lru, Policies, Policy
-from k2lab.weights.resident import EXPAND_LIMIT
+from k2lab.weights.resident import expands
 from k2lab.weights.slab import Layout
 
 Unit = Literal["expert", "layer"]
@@ -53,7 +53,7 @@ class Offload:
 
     def form_of(self, config: K2Config) -> FormName:
         """The form that was asked for, or else the one that suits."""
-        return self.form or choose(config, self.device, self.dtype)
+        return self.form or choose(config, self.device)
 
 
 class Needs(NamedTuple):
@@ -61,7 +61,7 @@ class Needs(NamedTuple):
 
     dense: int  # bytes of all that always lies there
     slot: int  # bytes of one expert in a slot
-    staging: int  # bytes through which experts come, where the device is the CPU
+    staging: int  # bytes through which experts come that a CPU expands
     smallest: int  # the smallest budget that works
     most: int  # the budget from which on nothing leaves
 
@@ -70,7 +70,8 @@ def needs(config: K2Config, layout: Layout, offload: Offload) -> Needs:
     """What the model takes on the device with these options."""
     dense = _dense_bytes(config, offload.dtype)
     slot = slot_bytes(offload.form_of(config), config, layout, offload.dtype)
-    staging = offload.threads * layout.nbytes if offload.device.type == "cpu" else 0
+    made = offload.device.type == "cpu" and offload.form_of(config) == "expanded"
+    staging = offload.threads * layout.nbytes if made else 0
     layers, every = len(config.moe_layers), config.n_routed_experts
     least = min(layers, 1) * every
     if offload.unit == "expert":
@@ -112,7 +113,7 @@ def resident_bytes(config: K2Config, dtype: torch.dtype) -> int:
     """
     counts = parameters(config)
     dense = (counts.total - counts.routed) * dtype.itemsize
-    if config.quantization_config is None or counts.routed * dtype.itemsize <= EXPAND_LIMIT:
+    if config.quantization_config is None or expands(config, dtype):
         return dense + counts.routed * dtype.itemsize
     return dense + len(config.moe_layers) * config.n_routed_experts * expert_bytes(config)
 

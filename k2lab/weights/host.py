@@ -13,7 +13,8 @@ from torch import Tensor
 
 from k2lab.spec.config import K2Config
 from k2lab.weights.budget import Offload
-from k2lab.weights.links import Link
+from k2lab.weights.forms import Form
+from k2lab.weights.links import Event, Link, Past
 from k2lab.weights.residency import Lru, Residency
 from k2lab.weights.slab import Slabs
 
@@ -38,13 +39,30 @@ class Host:
         for buffer in link.arena(offload.threads * nbytes).view(offload.threads, nbytes):
             self._buffers.put(buffer)
 
+    def bring(
+        self, at: int, expert: int, slots: Form, frame: int, slot: int, after: Event
+    ) -> tuple[Event, int]:
+        """One expert of the MoE layer `at` into its slot, once `after` has happened.
+
+        The end of the copy, which has happened, and the bytes read from files.
+        """
+        place = slots.place(frame, slot)
+        if place is not None:
+            after.synchronize()
+        with self._slab(at, expert, place) as (slab, read):
+            if slab is place:
+                return Past(), read
+            filled = slots.fill(frame, slot, slab, after)
+            filled.synchronize()  # the slab may be overwritten from here on
+            return filled, read
+
     @contextmanager
-    def slab(self, at: int, expert: int) -> Iterator[tuple[Tensor, int]]:
-        """One expert of the MoE layer `at`, for the time of the block, and bytes read for it."""
+    def _slab(self, at: int, expert: int, place: Tensor | None) -> Iterator[tuple[Tensor, int]]:
+        """One expert, for the time of the block, and bytes read for it; in `place` if not kept."""
         slot, present = self._claim(at, expert)
         try:
             if slot is None:
-                yield from self._passing(at, expert)
+                yield from self._passing(at, expert, place)
                 return
             slab, read = self._arena[at, slot], 0
             if not present:
@@ -59,8 +77,11 @@ class Host:
             with self._lock:
                 self._busy.discard((at, expert))
 
-    def _passing(self, at: int, expert: int) -> Iterator[tuple[Tensor, int]]:
-        """Through a buffer, kept by nobody."""
+    def _passing(self, at: int, expert: int, place: Tensor | None) -> Iterator[tuple[Tensor, int]]:
+        """To its place or through a buffer, kept by nobody."""
+        if place is not None:  # nothing is filled that others could read beside
+            yield place, self._slabs.read_into(at + self._first, expert, place.numpy())
+            return
         buffer = self._buffers.get()
         try:
             yield buffer, self._read(at, expert, buffer)

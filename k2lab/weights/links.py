@@ -28,6 +28,9 @@ class Event(Protocol):
 class Link(Protocol):
     """Copies from host memory to one device."""
 
+    apart: bool
+    """Whether the device's memory is another one, into which no file can be read."""
+
     def arena(self, nbytes: int) -> Tensor:
         """Host memory, uint8 [nbytes], from which this link copies at full speed."""
         ...
@@ -54,6 +57,8 @@ class Past:
 
 class Direct:
     """The device is the CPU: a copy is done when it returns."""
+
+    apart = False
 
     def arena(self, nbytes: int) -> Tensor:
         """Plain memory, not touched yet."""
@@ -89,6 +94,8 @@ class _Pages(mmap.mmap):
 
 class Cuda:
     """A GPU: copies on a stream of their own."""
+
+    apart = True
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         """`cuda` is torch.cuda, or what stands in for it where there is no GPU."""

@@ -2,8 +2,8 @@
 
 Routed experts are stacked per layer. On a CPU quantised ones are expanded to the compute dtype
 while loading, where that fits `EXPAND_LIMIT`; above it they stay packed, and the chosen experts are
-expanded each time they are asked for. Both ways give the same numbers there, bit for bit. On a GPU
-with a kernel for their codes they always stay packed.
+expanded each time they are asked for. Both ways give the same numbers there, bit for bit. Where a
+kernel reads their codes, on a GPU and for large experts, they always stay packed.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from k2lab.spec.config import K2Config
-from k2lab.spec.costs import parameters
+from k2lab.spec.config import K2Config, Quantization
+from k2lab.spec.costs import expert_parameters, parameters
 from k2lab.tensors.linear import expert_rows
 from k2lab.tensors.stored import gpu_kernels, leaves, raw
 from k2lab.weights.dense import read_dense
 from k2lab.weights.memory import together
-from k2lab.weights.stacks import Stack
+from k2lab.weights.stacks import LARGE, Stack
 from k2lab.weights.store import Lease, Ledger
 
 EXPAND_LIMIT = 2**30  # bytes of expanded experts that are kept rather than expanded on each use
 
 Keeping = Literal["auto", "expanded", "packed"]
 """Whether INT4 experts are held expanded or packed."""
+
+
+def expands(config: K2Config, dtype: torch.dtype) -> bool:
+    """Whether a CPU keeps quantised experts expanded."""
+    coded = isinstance(config.quantization_config, Quantization)
+    if coded and expert_parameters(config) >= LARGE:
+        return False
+    return parameters(config).routed * dtype.itemsize <= EXPAND_LIMIT
 
 
 class Resident:
@@ -45,10 +53,8 @@ class Resident:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         counts = parameters(config)
         if keeping == "auto":
-            small = (
-                counts.routed * dtype.itemsize <= EXPAND_LIMIT and gpu_kernels(self.device) is None
-            )
-            keeping = "expanded" if small else "packed"
+            apart = gpu_kernels(self.device) is not None or not expands(config, dtype)
+            keeping = "packed" if apart else "expanded"
         self._experts: dict[int, Stack | tuple[Tensor, Tensor]] = {}
         # As inference tensors they carry nothing for gradients: 4 % of a token's time (measured).
         with torch.inference_mode():

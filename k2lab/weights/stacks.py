@@ -1,8 +1,9 @@
 """The routed experts of one layer, one above the other as the checkpoint stores them.
 
 Whoever holds experts in their stored form computes with them here, so that a row has the same bits
-wherever its expert lies. A GPU reads INT4 codes where they are, if few rows are asked for; in all
-other cases the chosen experts are expanded first, some at a time.
+wherever its expert lies. INT4 codes are read where they are: by a GPU if few rows are asked for, by
+a CPU if experts are large and none has many rows. In all other cases the chosen experts are
+expanded first, some at a time.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from k2lab.tensors.linear import expert_rows, laid
+from k2lab.tensors.int4 import PER_WORD
+from k2lab.tensors.linear import expert_rows, laid, swiglu
 from k2lab.tensors.stored import gpu_kernels, plain
 from k2lab.weights.slab import Layout
+
+LARGE = 2**18  # weights of an expert whose codes a CPU reads; smaller ones it keeps expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,12 @@ class Stack:
         both = ((layout.gate_up(slabs, leaf), layout.down(slabs, leaf)) for leaf in layout.leaves)
         return cls(*(each for pair in both for each in pair))
 
+    @property
+    def apart(self) -> bool:
+        """Whether one expert after the other is computed, from its codes."""
+        weights = PER_WORD * (self.gate_up[0].numel() + self.down[0].numel())
+        return self.gate_up.dtype == torch.int32 and self.gate_up.is_cpu and weights >= LARGE
+
     def take(self, ids: Tensor) -> "Stack":
         """Only the experts `ids`, in their order."""
         scales = (None if s is None else s[ids] for s in (self.gate_up_scale, self.down_scale))
@@ -47,6 +57,8 @@ class Stack:
         `places` [token, slot] index the stack; −1 is not here, and its row stays as it is in `out`,
         or undefined. No more than `at_once` experts are expanded at the same time.
         """
+        if self.apart:
+            return self._rows_apart(x, places, out)
         kernels = gpu_kernels(x.device) if self.gate_up.dtype == torch.int32 else None
         if kernels is not None and places.numel() <= kernels.FEW:
             assert self.gate_up_scale is not None, "words have scales"
@@ -60,6 +72,26 @@ class Stack:
             # −1 finds the last one, which is −1.
             out = subset_rows(x, local[places], self.take(some).expand(x.dtype), out)
         assert out is not None, "asked for no expert"
+        return out
+
+    def _rows_apart(self, x: Tensor, places: Tensor, out: Tensor | None) -> Tensor:
+        from k2lab.tensors import int4cpu  # brings a compiler, which K2-nano never needs
+
+        assert self.gate_up_scale is not None, "words have scales"
+        assert self.down_scale is not None, "words have scales"
+        if out is None:
+            out = x.new_empty(*places.shape, x.shape[-1])
+        used = torch.unique(places)
+        for place in used[used >= 0]:
+            tokens, requests = (places == place).nonzero(as_tuple=True)
+            if len(tokens) > int4cpu.MANY:
+                gate_up, down = self.take(place[None]).expand(x.dtype)
+                gate, up = gate_up[0].chunk(2)
+                rows = swiglu(x[tokens], gate, up, down[0])
+            else:
+                both = self.gate_up[place].flatten(0, 1), self.gate_up_scale[place].flatten(0, 1)
+                rows = int4cpu.swiglu(x[tokens], both, (self.down[place], self.down_scale[place]))
+            out[tokens, requests] = rows
         return out
 
 

@@ -194,16 +194,14 @@ class Tiered:
         """In a reading thread: experts into their slots; the end of the last copy."""
         filled: Event = Past()
         for load in loads:
-            with self._host.slab(at, load.expert) as (slab, read):
-                filled = self._slots.fill(frame, load.slot, slab, after)
-                self._count_bytes(read, slab.numel())
-                filled.synchronize()  # the slab may be overwritten from here on
+            filled, read = self._host.bring(at, load.expert, self._slots, frame, load.slot, after)
+            self._count_bytes(read)
         return filled
 
-    def _count_bytes(self, read: int, copied: int) -> None:
+    def _count_bytes(self, read: int) -> None:
         moved = {DISK: read} if read else {}
         if self._host.slots or self.device.type != "cpu":
-            moved[HOST] = copied
+            moved[HOST] = self.slab_bytes
         with self._counting:
             for link, count in moved.items():
                 self._moves.bytes_moved[link] += count
