@@ -2,7 +2,8 @@
 
 Measured are the very operations that decoding consists of: a dense product, experts in the form in
 which they lie in their slots, bringing experts there with as many threads as the store has, the
-disk, and a layer without any size. Other programs on the machine are measured along.
+disk, and layers with next to no feed-forward part. Other programs on the machine are measured
+along.
 """
 
 import math
@@ -29,6 +30,7 @@ from k2lab.spec.amounts import nbytes
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import bytes_on_disk, parameters
 from k2lab.spec.keys import tensors
+from k2lab.tensors.int4 import GROUP
 from k2lab.tensors.linear import linear
 from k2lab.tensors.shards import TORCH_NAMES, Shards, check
 from k2lab.weights.budget import Offload, compute_dtype, needs
@@ -63,6 +65,7 @@ TRIES = 5
 SAMPLED = 32  # experts that are brought while that is measured
 LAYERS = 4  # with experts, of the network whose calls are timed
 TOKENS = 96  # that it decodes
+FEW = 24  # the same where attention is large, and what a token takes changes less
 IN_PLACE_LIMIT = 2**26  # bytes of a checkpoint with experts of the right size to try them with
 
 
@@ -109,14 +112,13 @@ def measured(
     loading = math.inf if slabs is None else _loading(config, slabs, files)
     if disk is None:
         disk = disk_rate(files) if files else NVME_RATE
-    fetch = math.inf
-    whole = _small(config)
-    if config.moe_layers and whole.hidden_size == config.hidden_size:
-        calls, wait, link = _in_place(whole)
+    fetch, rate = math.inf, _dense(config)
+    small = _small(config)
+    if config.moe_layers and bytes_on_disk(small) <= IN_PLACE_LIMIT:
+        calls, wait, link = _in_place(small)
         experts = math.inf  # what they take is in the calls
     else:
-        alone = _decode([K2(whole, Resident(whole, _ones(whole)))])[0][0]
-        wait, calls = 0.0, alone / whole.num_hidden_layers
+        calls, wait = _calls(config, rate), 0.0
         experts, link = math.inf, math.inf
         if config.moe_layers:
             experts, link, fetch = _experts(config, slabs, files)
@@ -124,7 +126,7 @@ def measured(
         name=f"CPU, {torch.get_num_threads()} threads",
         gpus=0,
         device_bytes=memory,
-        memory_rate=_dense(config),
+        memory_rate=rate,
         expert_rate=experts,
         link_rate=link,
         host_bytes=memory,
@@ -139,12 +141,17 @@ def measured(
 
 def _dense(config: K2Config) -> float:
     """Bytes of dense weights that one token's products read per second."""
-    dtype, counts = compute_dtype(config, torch.device("cpu")), parameters(config)
-    dense = (counts.total - counts.routed - counts.embedding) * dtype.itemsize
-    rows = max(1, min(dense, DENSE_SAMPLE) // (config.hidden_size * dtype.itemsize))
+    dtype = compute_dtype(config, torch.device("cpu"))
+    sample = min(_dense_bytes(config, dtype), DENSE_SAMPLE)
+    rows = max(1, sample // (config.hidden_size * dtype.itemsize))
     weight = torch.full((rows, config.hidden_size), 0.01, dtype=dtype)
     x = torch.full((1, config.hidden_size), 0.5, dtype=dtype)
     return weight.nbytes / _typical(lambda: linear(x, weight))
+
+
+def _dense_bytes(config: K2Config, dtype: torch.dtype) -> int:
+    counts = parameters(config)
+    return (counts.total - counts.routed - counts.embedding) * dtype.itemsize
 
 
 def _experts(
@@ -207,8 +214,8 @@ def _here(slot: int) -> None:
 
 
 def _small(config: K2Config) -> K2Config:
-    """The same kinds of layers without any size, and where they are small, experts as they are."""
-    small = replace(
+    """The same kinds of layers without any size, and experts as they are."""
+    return replace(
         config,
         vocab_size=512,
         num_hidden_layers=LAYERS + min(1, config.first_k_dense_replace),
@@ -226,9 +233,33 @@ def _small(config: K2Config) -> K2Config:
         eos_token_id=None,
         pad_token_id=None,
     )
-    if bytes_on_disk(small) <= IN_PLACE_LIMIT:
-        return small
-    return replace(small, hidden_size=64, moe_intermediate_size=32)
+
+
+def _calls(config: K2Config, rate: float) -> float:
+    """Seconds of one layer beyond the reading of its dense weights at this rate.
+
+    Attention has its true size, and all else next to none: its matrices are smaller than the one
+    whose rate was taken, and some are multiplied head by head.
+    """
+    dtype = compute_dtype(config, torch.device("cpu"))
+    lean = replace(
+        config,
+        vocab_size=512,
+        num_hidden_layers=LAYERS + min(1, config.first_k_dense_replace),
+        first_k_dense_replace=min(1, config.first_k_dense_replace),
+        intermediate_size=64,
+        moe_intermediate_size=GROUP,
+        n_routed_experts=2 * config.num_experts_per_tok,
+        n_shared_experts=1,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    model = K2(lean, Resident(lean, _ones(lean), dtype=dtype))
+    _decode([model], FEW)  # what is made once
+    seconds = _decode([model], FEW)[0][0]
+    reading = _dense_bytes(lean, dtype) / rate
+    return max(0.0, seconds - reading) / lean.num_hidden_layers
 
 
 def _in_place(config: K2Config) -> tuple[float, float, float]:
@@ -265,7 +296,7 @@ def _in_place(config: K2Config) -> tuple[float, float, float]:
     return seconds[0] / config.num_hidden_layers, per_layer, slabs.layout.nbytes / per_miss
 
 
-def _decode(models: Sequence[K2]) -> list[tuple[float, float]]:
+def _decode(models: Sequence[K2], tokens: int = TOKENS) -> list[tuple[float, float]]:
     """Seconds of one token, hiccups of the machine among them, and experts missed for it, of each.
 
     Token by token in turn, so that what else the machine does falls on all alike.
@@ -273,7 +304,7 @@ def _decode(models: Sequence[K2]) -> list[tuple[float, float]]:
     caches = [LatentCache(model.config) for model in models]
     before = [model.store.ledger().misses for model in models]
     seconds, draw = [0.0] * len(models), torch.Generator().manual_seed(0)
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         token = torch.randint(0, models[0].config.vocab_size, (1, 1), generator=draw)
         for place, (model, cache) in enumerate(zip(models, caches, strict=True)):
             began = time.perf_counter()
@@ -281,7 +312,7 @@ def _decode(models: Sequence[K2]) -> list[tuple[float, float]]:
                 model(token, model.step(1, cache=cache, tap=untouched))
             seconds[place] += time.perf_counter() - began
     return [
-        (spent / TOKENS, (model.store.ledger().misses - earlier) / TOKENS)
+        (spent / tokens, (model.store.ledger().misses - earlier) / tokens)
         for spent, model, earlier in zip(seconds, models, before, strict=True)
     ]
 
