@@ -191,20 +191,31 @@ class _Planner:
     ) -> None:
         """Notes what the planner says to the same budget and hits, and to loading, in seconds.
 
-        `cached`: with files in the page cache.
+        It is told what part of the bytes came from the disk; `cached` says whether the files were
+        to lie in the page cache, where the system does not count that.
         """
         before = self._before
         self.look(disk)
         after = self._before
         if before is None or after is None:
             return
-        machine = replace(_between(before, after), host_bytes=10**15 if cached else 0)
+        machine = _between(before, after)
         wish = Wish(context=64, weights=passage.device_budget, hit_rate=passage.hit_rate)
-        found = plan(self._config, machine, wish)
-        rows = [(what, found.tok_s, passage.tok_s)]
+        cold, warm = (
+            plan(self._config, replace(machine, host_bytes=host), wish) for host in (0, 10**15)
+        )
+        share = _from_disk(passage, cached=cached)
+        rows = [(what, 1 / (share / cold.tok_s + (1 - share) / warm.tok_s), passage.tok_s)]
         if loading is not None:
-            rows.insert(0, ("seconds to load, cold", found.load_seconds, loading))
+            rows.insert(0, ("seconds to load, cold", cold.load_seconds, loading))
         self.checks += [Check(name, said, seen, said / seen) for name, said, seen in rows]
+
+
+def _from_disk(passage: Passage, *, cached: bool) -> float:
+    """What part of the bytes that were asked for did not lie in the page cache."""
+    if passage.device_bytes_per_token is None:
+        return 0.0 if cached else 1.0
+    return min(1.0, passage.device_bytes_per_token / max(1.0, passage.bytes_per_token))
 
 
 def _between(first: Machine, second: Machine) -> Machine:

@@ -10,7 +10,7 @@ import torch
 from k2lab.errors import InputError
 from k2lab.evals import offload as module
 from k2lab.evals.machine import settle
-from k2lab.evals.offload import offload
+from k2lab.evals.offload import Passage, offload
 from k2lab.spec.config import K2_NANO
 
 needs_linux = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
@@ -41,6 +41,22 @@ def test_figures_of_a_small_checkpoint_agree(small_checkpoint: Path) -> None:
     for check in found.checks:
         assert check.ratio == pytest.approx(check.planned / check.measured)
     assert [check.measured for check in found.checks[3:]] == [each.tok_s for each in found.sweep]
+
+
+@pytest.mark.parametrize(
+    ("device", "cached", "share"),
+    [(None, True, 0), (None, False, 1), (0.0, True, 0), (250.0, True, 0.25), (1100.0, False, 1)],
+)
+def test_the_planner_is_told_what_came_from_the_disk(
+    device: float | None, cached: bool, share: float
+) -> None:
+    passage = Passage(
+        slots=8, device_budget=10**6, tok_s=2.0, bytes_per_token=1000.0,
+        least_bytes_per_token=1000.0, device_bytes_per_token=device, bytes_s=2000.0,
+        layers_bytes_s=2000.0, delivery_bytes_s=2000.0, hit_rate=0.0, stall_ms_per_token=0.0,
+        others=None,
+    )  # fmt: skip
+    assert module._from_disk(passage, cached=cached) == share
 
 
 def test_a_device_that_is_not_there_is_named(small_checkpoint: Path) -> None:
