@@ -103,15 +103,15 @@ class Packed:
     def rows(self, ask: Ask, x: Tensor, out: Tensor | None) -> Tensor:
         """Rows of experts as they lie there, or expanded for this use."""
         stack = Stack.of(self._slabs[ask.frame], self._layout)
+        if not stack.apart:
+            for slot in ask.slots:
+                ask.arrive(slot)
+            return stack.rows(x, ask.places, at_once=self._at_once, out=out)
         for slot in ask.slots:
             ask.arrive(slot)
-            if stack.apart:
-                here = torch.where(ask.places == slot, slot, -1)
-                out = stack.rows(x, here, at_once=1, out=out)
-        if stack.apart:
-            assert out is not None, "asked for no expert"
-            return out
-        return stack.rows(x, ask.places, at_once=self._at_once, out=out)
+            out = stack.rows(x, torch.where(ask.places == slot, slot, -1), at_once=1, out=out)
+        assert out is not None, "asked for no expert"
+        return out
 
 
 class Expanded:
