@@ -1,5 +1,8 @@
 """The CPU's INT4 kernel: the numbers of the expanded matrices, in an order that nothing changes."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +84,14 @@ def test_swiglu_is_that_of_the_expanded_matrices(dtype: torch.dtype) -> None:
     assert found.dtype == dtype
     near = 1e-4 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(found.double(), expected, rtol=near, atol=near * 8)
+
+
+def test_a_small_model_never_brings_the_compiler() -> None:
+    """It takes 130 MB, where a classroom's computers may have a gigabyte."""
+    code = """
+import sys, k2lab
+for placement in ("resident", "tiered"):
+    k2lab.load(placement=placement).run("What is 3 plus 4?", max_tokens=3).wait()
+sys.exit("numba" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
