@@ -92,10 +92,11 @@ def divide(config: K2Config, needs: Needs, offload: Offload) -> Room:
         top = config.num_experts_per_tok
         slots = f"{top} experts (those of one token) in each of {layers} layers"
         least = slots if offload.unit == "expert" else f"the {every} experts of one layer"
+        reading = f"{needs.staging:,} for reading, " if needs.staging else ""
         raise BudgetError(
             f"A device budget of {budget:,} bytes.",
             expected=f"at least {needs.smallest:,}: {needs.dense:,} for all that is no routed "
-            f"expert, {needs.staging:,} for reading, and {least} of {needs.slot:,} each.",
+            f"expert, {reading}and {least} of {needs.slot:,} each.",
             mend=f"Give device_budget={needs.smallest} or more.",
         )
     if not layers:
