@@ -106,6 +106,8 @@ def offload(
     config = K2Config.from_json(folder)
     files = sorted(folder.glob("*.safetensors"))
     ids, planner = _ids(config, tokens + WARM_UP), _Planner(config, folder, where)
+    with _tiered(folder, config, config.num_experts_per_tok, where):
+        pass  # from here on memory was used before, as where the planner's rates are taken
     evict(files)
     began = time.perf_counter()
     with _tiered(folder, config, config.num_experts_per_tok, where) as model:

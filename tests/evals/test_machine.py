@@ -68,5 +68,5 @@ def test_large_experts_are_brought_from_their_files(
     found = measured(config, folder)
     assert 1e3 < found.fetch_rate < 1e12
     assert 1e3 < found.link_rate < 1e12
-    assert evicted == [len(list(folder.glob("*.safetensors")))] * (machine.TRIES + 2)
+    assert evicted == [len(list(folder.glob("*.safetensors")))] * (machine.TRIES + 3)
     assert measured(config, folder, disk=5e8).fetch_rate == math.inf
