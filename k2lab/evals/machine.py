@@ -216,10 +216,7 @@ def _here(slot: int) -> None:
 def _small(config: K2Config) -> K2Config:
     """The same kinds of layers without any size, and experts as they are."""
     return replace(
-        config,
-        vocab_size=512,
-        num_hidden_layers=LAYERS + min(1, config.first_k_dense_replace),
-        first_k_dense_replace=min(1, config.first_k_dense_replace),
+        _short(config),
         num_attention_heads=2,
         num_key_value_heads=2,
         q_lora_rank=config.q_lora_rank and 32,
@@ -227,6 +224,17 @@ def _small(config: K2Config) -> K2Config:
         qk_nope_head_dim=16,
         qk_rope_head_dim=16,
         v_head_dim=16,
+    )
+
+
+def _short(config: K2Config) -> K2Config:
+    """A few layers of each kind, few words, and next to nothing that is dense but attention."""
+    dense = min(1, config.first_k_dense_replace)
+    return replace(
+        config,
+        vocab_size=512,
+        num_hidden_layers=LAYERS + dense,
+        first_k_dense_replace=dense,
         intermediate_size=64,
         n_shared_experts=1,
         bos_token_id=None,
@@ -242,19 +250,8 @@ def _calls(config: K2Config, rate: float) -> float:
     whose rate was taken, and some are multiplied head by head.
     """
     dtype = compute_dtype(config, torch.device("cpu"))
-    lean = replace(
-        config,
-        vocab_size=512,
-        num_hidden_layers=LAYERS + min(1, config.first_k_dense_replace),
-        first_k_dense_replace=min(1, config.first_k_dense_replace),
-        intermediate_size=64,
-        moe_intermediate_size=GROUP,
-        n_routed_experts=2 * config.num_experts_per_tok,
-        n_shared_experts=1,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    experts = 2 * config.num_experts_per_tok
+    lean = replace(_short(config), moe_intermediate_size=GROUP, n_routed_experts=experts)
     model = K2(lean, Resident(lean, _ones(lean), dtype=dtype))
     _decode([model], FEW)  # what is made once
     seconds = _decode([model], FEW)[0][0]

@@ -41,20 +41,20 @@ class Host:
 
     def bring(
         self, at: int, expert: int, slots: Form, frame: int, slot: int, after: Event
-    ) -> tuple[Event, int]:
+    ) -> tuple[Event, int, int]:
         """One expert of the MoE layer `at` into its slot, once `after` has happened.
 
-        The end of the copy, which has happened, and the bytes read from files.
+        The end of the copy, which has happened, the bytes read from files, and those copied.
         """
         place = slots.place(frame, slot)
         if place is not None:
             after.synchronize()
         with self._slab(at, expert, place) as (slab, read):
             if slab is place:
-                return Past(), read
+                return Past(), read, 0
             filled = slots.fill(frame, slot, slab, after)
             filled.synchronize()  # the slab may be overwritten from here on
-            return filled, read
+            return filled, read, slab.numel()
 
     @contextmanager
     def _slab(self, at: int, expert: int, place: Tensor | None) -> Iterator[tuple[Tensor, int]]:

@@ -194,14 +194,16 @@ class Tiered:
         """In a reading thread: experts into their slots; the end of the last copy."""
         filled: Event = Past()
         for load in loads:
-            filled, read = self._host.bring(at, load.expert, self._slots, frame, load.slot, after)
-            self._count_bytes(read)
+            filled, read, copied = self._host.bring(
+                at, load.expert, self._slots, frame, load.slot, after
+            )
+            self._count_bytes(read, copied)
         return filled
 
-    def _count_bytes(self, read: int) -> None:
+    def _count_bytes(self, read: int, copied: int) -> None:
         moved = {DISK: read} if read else {}
-        if self._host.slots or self.device.type != "cpu":
-            moved[HOST] = self.slab_bytes
+        if copied and (self._host.slots or self.device.type != "cpu"):
+            moved[HOST] = copied
         with self._counting:
             for link, count in moved.items():
                 self._moves.bytes_moved[link] += count

@@ -376,6 +376,32 @@ def test_the_host_tier_saves_the_disk(tiny: Checkpoint) -> None:
     assert ledger.bytes_moved[DISK] < ledger.bytes_moved[HOST]
 
 
+def test_what_is_read_straight_into_its_slot_counts_as_no_copy(
+    tiny: Checkpoint, large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiered, "JOB_BYTES", 0)
+    filled, real, read = 0, forms.Packed.fill, Slabs.read_into
+    counting = threading.Lock()
+
+    def noted(self: forms.Packed, *given: Any) -> Event:
+        nonlocal filled
+        with counting:
+            filled += 1
+        return real(self, *given)
+
+    def slow(self: Slabs, layer: int, expert: int, slab: Any) -> int:
+        time.sleep(0.002)  # several at a time, of which host memory holds one
+        return read(self, layer, expert, slab)
+
+    monkeypatch.setattr(forms.Packed, "fill", noted)
+    monkeypatch.setattr(Slabs, "read_into", slow)
+    model = tiny.tiered(4, host_budget=2 * tiny.slabs.layout.nbytes)
+    outputs(model)
+    ledger = model.store.ledger()
+    assert 0 < filled < ledger.misses
+    assert ledger.bytes_moved[HOST] == filled * tiny.slabs.layout.nbytes
+
+
 def test_moves_are_told_once(tiny: Checkpoint) -> None:
     model = tiny.tiered(6)
     outputs(model)
