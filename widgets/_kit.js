@@ -93,6 +93,17 @@ export function lineForm({ style, label, hint, word }, act, signal) {
 }
 
 /**
+ * Makes these nodes the children, in this order. One that stays is not taken out and put back: a
+ * click whose press and release lie on both sides of that would be lost.
+ * @param {Node} parent @param {Node[]} nodes
+ */
+export function arrange(parent, nodes) {
+  const stays = new Set(nodes);
+  for (const node of [...parent.childNodes]) if (!stays.has(node)) parent.removeChild(node);
+  nodes.forEach((node, k) => { if (parent.childNodes[k] !== node) parent.insertBefore(node, parent.childNodes[k] ?? null); });
+}
+
+/**
  * A button that stays in or out.
  * @param {string} label @param {(on: boolean) => void} act @param {AbortSignal} signal
  */

@@ -134,3 +134,17 @@ test("an experiment is a table of readable numbers", () => {
   const effect = { measure: "kl", treatment: 3.04e-8, control: 0.01234, difference: -0.0123, low: -0.02, high: 0, p: 0.846 };
   assert.deepEqual(trays.reportRows({ effects: [effect] }), [["KL, nats", "3.0e-8", "0.0123", "-0.0123", "-0.02 … 0", "0.85"]]);
 });
+
+test("a child that stays is never taken out, whatever comes and goes around it", () => {
+  const moved = [], childNodes = [..."abcd"];
+  const parent = {
+    childNodes,
+    removeChild(node) { moved.push(node); childNodes.splice(childNodes.indexOf(node), 1); },
+    insertBefore(node, next) { moved.push(node); childNodes.splice(next === null ? childNodes.length : childNodes.indexOf(next), 0, node); },
+  };
+  for (const [nodes, touched] of [["xbyd", "acxy"], ["xbyd", ""], ["byde", "ex"], ["", "bdey"], ["ab", "ab"]]) {
+    kit.arrange(parent, [...nodes]);
+    assert.equal(childNodes.join(""), nodes);
+    assert.equal(moved.splice(0).sort().join(""), touched);
+  }
+});

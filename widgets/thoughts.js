@@ -1,6 +1,6 @@
 import { clamp, decimal, kindColour, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
 import { css, faint, gradient, isDark, onTheme, rampOn } from "./_colour.js";
-import { button, el, latest, onKeys, onSize, painter, region, storeView, table, toggle, traitChoice } from "./_kit.js";
+import { arrange, button, el, latest, onKeys, onSize, painter, region, storeView, table, toggle, traitChoice } from "./_kit.js";
 import { approvalCard } from "./_approval.js";
 import { askBox, controls, player, statusLine } from "./_head.js";
 import { arrow, stepOf, tablePane, takeAway } from "./_panel.js";
@@ -173,16 +173,16 @@ function fill({ model, store, root, signal, fail, compact }) {
   const map = el("canvas.k2-minimap", { "aria-hidden": "true" });
   const pop = popover(store, signal), live = el("p.k2-hidden", { "aria-live": "polite" });
   const stage = el("div.k2-stage", {}, scroll, map, pop.box);
-  const pane = tablePane("Tokens"), swatch = el("span.k2-ramp"), lowWord = el("span"), highWord = el("span"), heatWords = el("span.k2-legend.k2-heat-words");
+  const pane = tablePane("Tokens"), swatch = el("span.k2-ramp"), lowWord = el("span"), highWord = el("span"), heatWords = el("p.k2-heat-words", { hidden: true });
   const paint = painter(draw, signal, fail);
   const repaint = () => { made.clear(); paint(); };
   const forms = takeAway((on) => { asTable = on; page = -1; paint(); }, picture, signal).group;
   forms.prepend(toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal));
   const tools = el("div.k2-tools", {}, controls(store, signal), player(store, signal),
     traitChoice({ model, signal }, "strip", "Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), paint),
-    el("span.k2-legend", {}, lowWord, swatch, highWord), heatWords, el("span.k2-gap"), forms);
+    el("span.k2-legend", {}, lowWord, swatch, highWord), el("span.k2-gap"), forms);
   if (!compact) root.append(statusLine(store, signal));
-  root.append(tools, stage, pane, askBox(store, signal), live);
+  root.append(tools, stage, heatWords, pane, askBox(store, signal), live);
 
   function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; }
 
@@ -272,9 +272,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     const first = blockAt(sums, Math.max(0, top - view / 2)), last = Math.min(blocks.length - 1, blockAt(sums, top + 1.5 * view));
     const nodes = [];
     for (let b = first; b <= last; b++) nodes.push(blockNode(blocks[b]));
-    let same = list.childNodes.length === nodes.length;
-    for (let k = 0; same && k < nodes.length; k++) same = list.childNodes[k] === nodes[k];
-    if (!same) list.replaceChildren(...nodes);
+    arrange(list, nodes);
     nodes.forEach((node, k) => { heights[first + k] = node.offsetHeight; });
     sums = offsets(heights);
     spaceAbove.style.height = `${sums[first] ?? 0}px`;
@@ -303,6 +301,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     }
     warmed = heat !== null;
     heatWords.textContent = heat ? `Shaded: ${heat.label}` : "";
+    heatWords.hidden &&= !heat; // its line then stays: the text must not move under the pointer
     const segment = store.get("segment") ?? "";
     root.classList.toggle("k2-filtered", mask.length > 0);
     root.classList.toggle("k2-apart", segment !== "");

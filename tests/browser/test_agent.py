@@ -91,7 +91,9 @@ def test_two_agents_have_a_lane_each_and_one_selection(
     rows = str(timeline.locator("table").text_content())
     assert "buyer: Tool call" in rows and "seller: order(" in rows
     timeline.get_by_role("button", name="Table").click()
-    timeline.locator("canvas").first.focus()
+    lanes = timeline.locator("canvas").first
+    lanes.wait_for()  # what is hidden takes no focus, and says nothing
+    lanes.focus()
     person.press("c", "c")  # the second call, which the other agent made
     said = "document.querySelector('.k2-timeline').textContent"
     person.until(f"/seller: order\\(.*answered/.test({said})")

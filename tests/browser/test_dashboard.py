@@ -15,6 +15,7 @@ lab.show(run)"""
 
 ENDED = "/done|error/.test(document.querySelector('.k2-state').textContent)"
 LENS = "document.querySelector('.k2-lens .k2-readout').textContent"
+READ = "document.querySelector('.k2-attention .k2-readout').textContent"
 SAID = "document.querySelector('.k2-more .k2-said').textContent"
 OUTCOME = "document.querySelector('.k2-report').textContent"
 
@@ -37,6 +38,11 @@ def test_a_live_dashboard_branches_edits_and_writes_files(
     # Another token in place of one that the model chose: a branch, side by side.
     token = window.locator(".k2-thinking .k2-token").first
     token.scroll_into_view_if_needed()
+    person.frames()  # a jump into text that was never laid out; now it is
+    token.hover()
+    there = token.bounding_box()
+    person.until(f"{READ}.startsWith('Token {token.get_attribute('data-i')} ')")
+    assert token.bounding_box() == there  # nothing moves under the pointer
     token.click()
     window.locator(".k2-pick").nth(1).click()
     window.get_by_role("tab", name="Compare", exact=True).click()
