@@ -10,12 +10,12 @@ import { statusLine } from "./_head.js";
 
 /**
  * @typedef {{width: number, height: number}} Place where things lie, in CSS px; a widget adds its own
- * @typedef {{why: string} | {
+ * @typedef {{why: string, soon?: boolean} | {
  *   place: (width: number, ratio: number) => Place,
  *   paint: (pen: any, place: any, ink: any) => void,
  *   table: () => {caption: string, head: string[], rows: string[][]},
  *   words: string,
- * }} Content what is shown, or why nothing is
+ * }} Content what is shown, or why nothing is; `soon`: it is being computed, and the picture before it stays till then, dimmed
  */
 
 /**
@@ -26,7 +26,7 @@ import { statusLine } from "./_head.js";
  *   slim?: boolean, away?: () => void, drag?: (from: any, to: any) => void, keys?: (key: string, event: KeyboardEvent) => boolean}} parts `at` turns a point into a spot, or null
  */
 export function picturePanel({ store, root, signal, fail, compact }, parts) {
-  let asTable = false, place = null, shown = null, spoken = "", rows = "";
+  let asTable = false, place = null, shown = null, spoken = "", rows = "", drawn = false, wide = 0, tall = 0;
   const paint = painter(draw, signal, fail);
   const canvas = el("canvas", { "aria-hidden": "true" });
   const spot = el("div", { role: "gridcell", id: `k2-cell-${++cells}` });
@@ -44,17 +44,27 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
   function draw(now) {
     if (!root.clientWidth) { parts.away?.(); return; } // hidden; its size will call again
     shown = parts.content(now);
-    const why = "why" in shown ? shown.why : "";
-    empty.hidden = !why; empty.textContent = why;
-    grid.hidden = asTable || (!!why && !grid.matches(":focus")); canvas.hidden = !!why; // who is in it stays in it while more is computed
-    pane.hidden = !!why || !asTable; foot.hidden = !!why;
+    const why = "why" in shown ? shown.why : "", waits = "why" in shown && !!shown.soon && drawn, gone = !!why && !waits;
+    drawn = !gone;
+    empty.hidden = !gone; empty.textContent = why;
+    grid.hidden = asTable || (gone && !grid.matches(":focus")); canvas.hidden = gone; // who is in it stays in it
+    pane.hidden = gone || !asTable; foot.hidden = gone;
+    for (const node of [canvas, pane]) node.classList.toggle("k2-waits", waits);
     for (const node of files) node.disabled = !!why;
-    if (why) return;
-    setText(readout, shown.words);
+    if (why) { if (waits) tell(why); return; }
+    tell(shown.words);
     if (asTable) { drawTable(shown.table()); return; }
     const ratio = devicePixelRatio || 1;
     place = shown.place(grid.clientWidth, ratio);
     shown.paint(canvasPen(canvas, place.width, place.height, ratio), place, inkOf(root));
+  }
+
+  /** The words, in a place that grows and never shrinks: nothing below may move under the pointer. */
+  function tell(words) {
+    if (root.clientWidth !== wide) { wide = root.clientWidth; tall = 0; readout.style.minHeight = ""; }
+    else if (readout.textContent === words) return;
+    setText(readout, words);
+    if (!slim && readout.offsetHeight > tall) readout.style.minHeight = `${tall = readout.offsetHeight}px`;
   }
 
   function drawTable({ caption, head, rows: texts }) {

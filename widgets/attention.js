@@ -151,10 +151,10 @@ function fill(view) {
     if (list.options.length !== count) offer(list, Array.from({ length: count }, (_, l) => [String(l), `layer ${l}`]), String(layer));
     if (list.value !== String(layer)) list.value = String(layer);
     shown = null;
-    const none = (why) => { store.setHeat(null); return { why }; };
+    const none = (why, soon = false) => { store.setHeat(null); return { why, soon }; };
     if (!data.n || !count) return none("No tokens yet.");
     const detail = store.detail("attention", i, layer);
-    if (!detail) return none(`Attention of layer ${layer} at token ${i} is being computed …`);
+    if (!detail) return none(`Attention of layer ${layer} at token ${i} is being computed …`, true);
     if (!detail.arrays.weights) return none(`Attention of layer ${layer}: missing. ${detail.note}`);
     const { arrays } = detail, sources = arrays.norm.length, heads = arrays.rope.length, names = arrays.heads ? Array.from(arrays.heads) : Array.from({ length: heads }, (_, h) => h);
     const head = names.indexOf(store.get("head")), values = reads(arrays, sources, head), rows = Array.from({ length: heads }, (_, h) => reads(arrays, sources, h));

@@ -19,6 +19,13 @@ READ = "document.querySelector('.k2-attention .k2-readout').textContent"
 SAID = "document.querySelector('.k2-more .k2-said').textContent"
 OUTCOME = "document.querySelector('.k2-report').textContent"
 
+PLACES = """() => [...document.querySelectorAll(
+    '.k2lab, .k2-tools, .k2-scroll, .k2-block, .k2-grid, .k2-foot, .k2-tray, .k2-button, .k2-select'
+  )].filter(node => node.offsetParent).map(node => {
+    const {x, y} = node.getBoundingClientRect();
+    return [...[...node.classList].slice(0, 3), node.title, Math.round(x), Math.round(y)].join(' ');
+  })"""
+
 
 @pytest.mark.timeout(420)
 def test_a_live_dashboard_branches_edits_and_writes_files(
@@ -78,4 +85,31 @@ def test_a_live_dashboard_branches_edits_and_writes_files(
     for scheme in ("light", "dark"):
         person.theme(scheme)
         person.picture(f"dashboard-{scheme}")
+    assert not person.problems
+
+
+@pytest.mark.timeout(420)
+def test_nothing_moves_under_the_pointer(person: "Person", notebook: "Notebook") -> None:
+    person.open(notebook("still.ipynb", CELL))
+    person.run_all()
+    person.until(f"document.querySelectorAll('.k2-answer .k2-token').length && {ENDED}", 180)
+    window = person.page
+    for name in ("Experts", "Routing", "Attention"):
+        window.get_by_role("tab", name=name, exact=True).click()
+        area = ".k2-thoughts .k2-scroll", ".k2-side .k2-panel:visible canvas", ".k2-low canvas"
+        for each in area:
+            window.locator(each).first.wait_for()
+        parts = [window.locator(each).first.bounding_box() for each in area]
+        seen = []
+        for _ in range(2):  # at first the longest words make room for themselves
+            seen.clear()
+            for part in parts:
+                for across, down in ((0.3, 0.3), (0.7, 0.6)):
+                    x, y = part["x"] + across * part["width"], part["y"] + down * part["height"]
+                    window.mouse.move(x, y)
+                    for pause in (50, 400):  # while it is computed, and after
+                        window.wait_for_timeout(pause)
+                        seen.append(window.evaluate(PLACES))
+        moved = {place for each in seen for place in {*seen[0]} ^ {*each}}
+        assert not moved, name
     assert not person.problems
