@@ -129,7 +129,7 @@ function fill(view) {
   const chosen = () => SIDES.map((name) => store.get(name) || store.get("store_id"));
   const picks = ["Left", "Right"].map((label, side) => choice(label, [], "", (value) => store.select({ [SIDES[side]]: value }), signal));
   const lists = picks.map((pick) => pick.control);
-  const tree = el("ul.k2-tree", { "aria-label": "Runs" }), panes = el("div.k2-panes");
+  const tree = el("ul.k2-tree", { "aria-label": "Runs" }), panes = el("div.k2-panes", {}, ...SIDES.map((side) => region("div.k2-pane", `Text of the ${side} run`)));
   const copy = button("Copy right as code", () => copyText(storeOf(chosen()[1])?.get("code") ?? "", copy), signal);
   const said = el("p.k2-said", { role: "status" });
   const panel = picturePanel(view, {
@@ -196,13 +196,13 @@ function fill(view) {
     const from = Math.max(0, part - BEFORE), key = `${chosen()}|${part}|${[left, right].map((one) => Math.min(one.data.n, from + WINDOW))}`;
     if (key !== written) {
       written = key;
-      panes.replaceChildren(...[left, right].map((one, side) => pane(one.data, from, part, runsNow().find((run) => run.id === chosen()[side])?.name ?? "")));
+      [left, right].forEach((one, side) => fillPane(panes.children[side], one.data, [from, part], runsNow().find((run) => run.id === chosen()[side])?.name ?? ""));
     }
     const head = store.get("playhead");
     for (const node of panes.querySelectorAll("[data-i]")) node.classList.toggle("k2-head-on", Number(node.dataset.i) === head);
   }
 
-  function pane(data, from, part, name) {
+  function fillPane(node, data, [from, part], name) {
     const stop = Math.min(data.n, from + WINDOW), text = el("div.k2-pane-text");
     if (from) text.append(el("span.k2-omitted", { text: `… ${from} shared tokens … ` }));
     for (let i = from; i < stop; i++) {
@@ -210,12 +210,13 @@ function fill(view) {
         if (text.lastChild?.nodeName === "SPAN" && i > from) text.append(el("br"));
         continue;
       }
-      const node = el("span", { class: `k2-token${i < part ? " k2-shared" : ""}${i === part ? " k2-parts" : ""}`, "data-i": i, text: data.texts[i] });
-      node.style.setProperty("--kind", kindColour(data.column.kinds[i]));
-      text.append(node);
+      const token = el("span", { class: `k2-token${i < part ? " k2-shared" : ""}${i === part ? " k2-parts" : ""}`, "data-i": i, text: data.texts[i] });
+      token.style.setProperty("--kind", kindColour(data.column.kinds[i]));
+      text.append(token);
     }
     if (stop < data.n) text.append(el("span.k2-omitted", { text: ` … ${data.n - stop} more tokens` }));
-    return region("div.k2-pane", `Text of ${name}`, el("div.k2-pane-name", { text: name }), text);
+    node.setAttribute("aria-label", `Text of ${name}`);
+    node.replaceChildren(el("div.k2-pane-name", { text: name }), text); // in the same node: it stays scrolled, and in focus
   }
   panes.addEventListener("pointerover", (event) => { const node = event.target instanceof Element ? event.target.closest("[data-i]") : null; if (node) store.hover({ playhead: Number(node.dataset.i) }); }, { signal });
   panes.addEventListener("pointerleave", () => store.leave(), { signal });

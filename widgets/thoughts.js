@@ -173,7 +173,8 @@ function fill({ model, store, root, signal, fail, compact }) {
   const map = el("canvas.k2-minimap", { "aria-hidden": "true" });
   const pop = popover(store, signal), live = el("p.k2-hidden", { "aria-live": "polite" });
   const stage = el("div.k2-stage", {}, scroll, map, pop.box);
-  const pane = tablePane("Tokens"), swatch = el("span.k2-ramp"), lowWord = el("span"), highWord = el("span"), heatWords = el("p.k2-heat-words", { hidden: true });
+  const turns = [["Earlier", -1], ["Later", 1]].map(([word, step]) => button(word, () => { page += step; paint(); }, signal));
+  const pane = tablePane("Tokens"), sheet = el("div"), swatch = el("span.k2-ramp"), lowWord = el("span"), highWord = el("span"), heatWords = el("p.k2-heat-words", { hidden: true });
   const paint = painter(draw, signal, fail);
   const repaint = () => { made.clear(); paint(); };
   const forms = takeAway((on) => { asTable = on; page = -1; paint(); }, picture, signal).group;
@@ -182,6 +183,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     traitChoice({ model, signal }, "strip", "Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), paint),
     el("span.k2-legend", {}, lowWord, swatch, highWord), el("span.k2-gap"), forms);
   if (!compact) root.append(statusLine(store, signal));
+  pane.append(el("div.k2-group", {}, ...turns), sheet);
   root.append(tools, stage, heatWords, pane, askBox(store, signal), live);
 
   function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; }
@@ -333,12 +335,11 @@ function fill({ model, store, root, signal, fail, compact }) {
     const size = 100, pages = Math.max(1, Math.ceil(data.n / size)), head = store.get("playhead");
     if (page < 0) page = head >= 0 ? Math.floor(head / size) : pages - 1;
     page = clamp(page, 0, pages - 1);
-    const from = page * size, to = Math.min(data.n, from + size), key = `${page}|${to}|${data.m}`;
+    const from = page * size, to = Math.min(data.n, from + size), key = `${store.epoch}|${page}|${to}|${data.m}`;
     if (pane.dataset.key === key) return;
     pane.dataset.key = key;
-    const turn = (step) => () => { page += step; paint(); };
-    pane.replaceChildren(el("div.k2-group", {}, button("Earlier", turn(-1), signal, { disabled: page === 0 }), button("Later", turn(1), signal, { disabled: page >= pages - 1 })),
-      table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "router margin", "seconds"], tableRows(data, from, to)));
+    turns.forEach((node, k) => { node.disabled = page === (k ? pages - 1 : 0); });
+    sheet.replaceChildren(table(`Tokens ${from} to ${Math.max(from, to - 1)} of ${data.n}`, ["#", "id", "text", "part", "probability", "entropy (nats)", "router margin", "seconds"], tableRows(data, from, to)));
   }
 
   /** The text in view as a file: each token where the page has it. */

@@ -168,14 +168,15 @@ class Store(K2Widget):
         while self._thread is me:
             began, now = time.thread_time(), time.monotonic()
             try:
-                done = self.source.done  # before looking: what comes after it is not missed
+                source = self.source  # another may take its place meanwhile
+                done = source.done  # before looking: what comes after it is not missed
                 more = self._send_frame()
                 changed = self.source.state != self.status.get("state")
                 if changed or now - told >= STATUS_SECONDS or (done and not more):
                     self._send_status()
                     told = now
                 with self._lock:
-                    if done and not more and not self._pending():
+                    if source is self.source and done and not more and not self._pending():
                         self._thread = None
                         self._ended()
                         return

@@ -53,7 +53,7 @@ def test_a_live_dashboard_branches_edits_and_writes_files(
     token.click()
     window.locator(".k2-pick").nth(1).click()
     window.get_by_role("tab", name="Compare", exact=True).click()
-    person.until("document.querySelectorAll('.k2-pane').length === 2", 90)
+    person.until("document.querySelectorAll('.k2-pane-name').length === 2", 90)
     person.until("document.querySelectorAll('.k2-pane .k2-parts').length === 2")
     person.picture("dashboard-compare")
 

@@ -103,6 +103,17 @@ def test_a_run_is_seen_before_it_ends_and_survives_a_reload_and_stops(
             break
     assert person.page.locator(".k2-uses").count() > 0
 
+    # As a table, too: it grows, and its buttons are not made anew between press and release.
+    table = person.page.get_by_role("button", name="Table", exact=True).first
+    table.click()
+    later = person.page.get_by_role("button", name="Later", exact=True).element_handle()
+    rows = "document.querySelectorAll('.k2-thoughts tbody tr').length"
+    before = person.page.evaluate(rows)
+    until(person, f"{rows} > {before + 1}")
+    assert later is not None
+    assert later.evaluate("node => node.isConnected")
+    table.click()
+
     # The page is loaded anew while the run goes on in the kernel: nothing is lost.
     person.save()
     assert "widget-view" in (folder / "slow.ipynb").read_text()

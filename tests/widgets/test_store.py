@@ -214,6 +214,33 @@ def test_the_thread_sends_at_most_fifteen_messages_a_second_and_ends(run, capsys
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_that_takes_the_place_of_one_that_ends_is_fed_to_its_end(run):
+    following, ends = type(run)(), []
+
+    class Turning(Store):
+        def _send_frame(self):
+            more = super()._send_frame()
+            if run.done and self.source is run:
+                self.attach(following)  # somebody asked, between two looks at the run
+            return more
+
+    store = Turning(run)
+    store.when_done(lambda: ends.append(store.source.done))
+    thread = store._thread
+    time.sleep(0.3)  # it has looked, and pauses
+    run.end()
+    time.sleep(0.5)
+    assert store.source is following
+    following.grow(3)
+    following.end()
+    thread.join(5)
+    assert store._cursor.token == 3 and store.status["state"] == "done"
+    until = time.monotonic() + 5
+    while not ends and time.monotonic() < until:
+        time.sleep(0.01)
+    assert ends == [True]
+
+
 def test_the_selection_can_be_read_and_set_from_python(run):
     store = QuietStore(run)
     seen = []
