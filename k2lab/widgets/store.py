@@ -233,11 +233,12 @@ class Store(K2Widget):
         return status_of(self.source, self.facts) | {"can": can}
 
     def _send_status(self) -> None:
-        status, before = self._status(), self.status.get("state")
-        if status != self.status:
-            self.status = status
-        if before != status["state"] == "stopped":  # which is another run than was begun
-            self.code = code_of(self.source)
+        with self._lock:  # else it could be of a run whose place another one has taken
+            status, before = self._status(), self.status.get("state")
+            if status != self.status:
+                self.status = status
+            if before != status["state"] == "stopped":  # which is another run than was begun
+                self.code = code_of(self.source)
 
     def _on_message(self, _: Any, content: Any, __: Any) -> None:
         try:
