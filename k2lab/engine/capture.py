@@ -14,22 +14,23 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from k2lab.engine.events import Captured, Dropped, Routed
-from k2lab.engine.taps import RouteCapture, chain
+from k2lab.engine.taps import RouteCapture, Value, chain, joined
 from k2lab.errors import BudgetError, InputError
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2Config
-from k2lab.spec.sites import Tap, expand, match
+from k2lab.spec.sites import Tap, describe, expand, looking_at, match
 from k2lab.tensors.rope import softmax_scale
 
 BUDGET = 512 * 2**20  # bytes of captured values beyond routes
 FEWEST = 256  # tokens that a budget must hold
-HELD_SECONDS = 0.06  # routes may wait so long, less than a frame of the page; a slow model's never
+HELD_SECONDS = 0.06  # values may wait so long, less than a frame of the page; a slow model's never
 TRIALS = 50  # calls of a tap, to know what one costs
 BLOCKS = 8  # the oldest tokens go in blocks of this part of the budget
 
@@ -171,9 +172,9 @@ class Capture:
         config = model.config
         self._model, self._level = model, level
         self._routes = RouteCapture(config) if level.routes else None
-        self._seen: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, list[Value]] = {}
         self._layers: dict[str, tuple[int, ...]] = {}
-        self._sees: dict[str, list[Tensor]] = {}
+        self._sees: dict[str, list[Value]] = {}
         every = tuple(range(config.num_hidden_layers))
         for part, sites in SITES.items():
             wanted = getattr(level, part)
@@ -189,59 +190,64 @@ class Capture:
         self._room = self._check_budget(config) if self._seen else 0
         self._dropped = 0
         self._tap_seconds = self._time_of_taps(config)
-        self._waiting, self._first, self._told = 0, 0, 0.0  # forwards whose routes wait
+        self._waiting, self._first, self._told = 0, 0, 0.0  # forwards that wait to be told
 
     @property
     def tap(self) -> Tap:
         """The tap that watches."""
         taps = [self._routes.tap] if self._routes else []
-        return chain(*taps, self._see) if self._seen else chain(*taps)
+        if self._seen:
+            watched = {describe(site).name for site in self._sees}
+            taps.append(looking_at(partial(self._see), watched, arrays=True))
+        return chain(*taps)
 
     def take(self, start: int) -> Iterator[Routed | Captured | Dropped]:
         """What was seen since the last call, for tokens from index `start`.
 
-        Routes alone may come a little later, of several tokens at once: see `rest`.
+        It may come a little later, of several tokens at once: see `rest`.
         """
-        if self._routes and not self._seen:
-            if not self._waiting:
-                self._first = start
-            self._waiting += 1
-            if self._routes.tokens != 1 or time.perf_counter() - self._told > HELD_SECONDS:
-                yield from self.rest()
+        if not self._waiting:
+            self._first = start
+        self._waiting += 1
+        if self._tokens() != 1 or time.perf_counter() - self._told > HELD_SECONDS:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Routed | Captured | Dropped]:
+        """What waits: of several tokens at once it costs a fraction.
+
+        Products of several tokens may differ from those of one in their last bit.
+        """
+        if not self._waiting:
             return
-        began = time.perf_counter()
-        routed = self._routes.take(start) if self._routes else None
+        first, forwards, self._waiting = self._first, self._waiting, 0
+        taps, began = forwards * self._tap_seconds, time.perf_counter()
+        routed = self._routes.take(first, forwards) if self._routes else None
         if routed is not None:
-            seconds = time.perf_counter() - began + self._tap_seconds
-            yield Routed(start, routed.experts, routed.weights, routed.margin, seconds)
-        if not self._seen:
-            return
-        began = time.perf_counter()
-        arrays = {name: self._array(name, values) for name, values in self._seen.items()}
-        for values in self._seen.values():
-            values.clear()
-        seconds = time.perf_counter() - began
-        if routed is None:
-            seconds += self._tap_seconds
-        yield Captured(start, self._heads, self._layers, arrays, seconds)
-        stop = start + len(next(iter(arrays.values())))
+            seconds = time.perf_counter() - began + taps
+            yield Routed(first, routed.experts, routed.weights, routed.margin, seconds)
+        if self._seen:
+            began = time.perf_counter()
+            arrays = {name: self._array(name, forwards) for name in self._seen}
+            for values in self._seen.values():
+                values.clear()
+            seconds = time.perf_counter() - began + (taps if routed is None else 0)
+            yield Captured(first, self._heads, self._layers, arrays, seconds)
+            yield from self._over(first + len(next(iter(arrays.values()))))
+        self._told = time.perf_counter()
+
+    def _over(self, stop: int) -> Iterator[Dropped]:
+        """What goes to stay within the budget, once the tokens before `stop` are told."""
         block = max(1, self._room // BLOCKS)
         first = math.ceil(max(0, stop - self._room) / block) * block
         if first > self._dropped:
             self._dropped = first
             yield Dropped(first, self._level.budget)
 
-    def rest(self) -> Iterator[Routed]:
-        """The routes that wait: of several tokens at once they cost a fraction."""
-        if not self._routes or not self._waiting:
-            return
-        began = time.perf_counter()
-        routed = self._routes.take(self._first, self._waiting)
-        taps, self._waiting = self._waiting * self._tap_seconds, 0
-        self._told = time.perf_counter()
-        if routed is not None:
-            seconds = self._told - began + taps
-            yield Routed(routed.start, routed.experts, routed.weights, routed.margin, seconds)
+    def _tokens(self) -> int:
+        """Tokens of the last forward."""
+        if self._routes:
+            return self._routes.tokens
+        return next(iter(self._seen.values()))[-1].shape[1]
 
     def _time_of_taps(self, config: K2Config) -> float:
         """Seconds that a forward's calls of the tap take: measured here, not in each forward."""
@@ -252,16 +258,19 @@ class Capture:
             tap("", nothing)
         return (time.perf_counter() - began) / TRIALS * len(expand(config))
 
-    def _see(self, site: str, value: Tensor) -> Tensor:
+    def _see(self, site: str, value: Value) -> Value:
         seen = self._sees.get(site)
         if seen is not None:
             seen.append(value)
         return value
 
-    def _array(self, name: str, layers: list[Tensor]) -> np.ndarray:
-        """[1, token, …] of each layer as one array [token, layer, …]."""
-        whole = torch.cat(layers)
-        if name in ("query_latent", "query_rope"):
+    def _array(self, name: str, forwards: int) -> np.ndarray:
+        """What was seen of one forward, or of so many of one token each: [token, layer, …]."""
+        layers = len(self._layers[name])
+        whole = joined(self._seen[name][: forwards * layers])  # without what a halted one left
+        if forwards > 1:  # each is [forward · layer, 1, …]
+            whole = whole.view(forwards, layers, *whole.shape[2:]).transpose(0, 1)
+        if name in ("query_latent", "query_rope"):  # [layer, token, …]
             if self._level.heads is not None:
                 whole = whole[:, :, list(self._heads)]
             whole = self._absorbed(whole) if name == "query_latent" else whole * self._scale

@@ -24,6 +24,7 @@ from k2lab.engine.threads import alone, few, small
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
+from k2lab.model.single import Single
 from k2lab.spec.sites import Tap
 from k2lab.text.template import Segment
 from k2lab.text.tokenizer import Tokenizer, Utf8Stream
@@ -96,6 +97,7 @@ def generate(
     moves = isinstance(model.store, Mover)  # asked once: on a protocol the answer takes a while
     watched = chain(settings.tap, capture.tap) if capture else settings.tap
     little = small(model)  # few tokens are computed by one thread
+    forward = reader(model)
 
     def read(ids: Sequence[int], kinds: Sequence[Kind]) -> tuple[Tensor, list[Event]]:
         """Logits after the last of `ids`, and what was captured of them."""
@@ -105,9 +107,7 @@ def generate(
             tap = chain(settings.edits.tap(start, kinds, len(ids)), watched)
         # inference_mode belongs to the thread, so it must not stay on across a yield.
         with torch.inference_mode(), alone(wanted=little and short):
-            step = model.step(len(ids), cache=cache, tap=tap)
-            hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
-            logits = model.logits(hidden[:, -1:], step)[0, -1].float()
+            logits = forward(ids, cache, tap)
             return logits, list(capture.take(start)) if capture else []
 
     for offset in range(0, len(prompt.ids), CHUNK):
@@ -146,6 +146,20 @@ def generate(
         if chosen in settings.stop_ids:
             break
     yield from capture.rest() if capture else ()
+
+
+def reader(model: K2) -> Callable[[Sequence[int], LatentCache, Tap], Tensor]:
+    """What computes the logits [vocab] after the last of some tokens that follow a cache."""
+    single = Single(model) if small(model) and Single.fits(model) else None
+
+    def read(ids: Sequence[int], cache: LatentCache, tap: Tap) -> Tensor:
+        if single is not None and len(ids) == 1:
+            return torch.from_numpy(single(ids[0], cache, tap))
+        step = model.step(len(ids), cache=cache, tap=tap)
+        hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
+        return model.logits(hidden[:, -1:], step)[0, -1].float()
+
+    return read
 
 
 def describe(

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from k2lab.engine.events import Event, Reason, Stopped, TokenChosen
 from k2lab.errors import BusyError, InputError
+from k2lab.spec.sites import looking_at
 
 State = Literal["running", "paused", "done", "stopped", "error"]
 Unit = Literal["token", "layer"]
@@ -50,7 +51,7 @@ class Control:
                 self.check("layer")
             return value
 
-        self.tap = tap
+        self.tap = looking_at(tap, ("layers.{i}.input",), arrays=True)
 
     def stop(self) -> None:
         """Leave at the next layer or token, also out of a pause; nothing takes it back."""

@@ -26,7 +26,7 @@ from k2lab.engine.events import Kind
 from k2lab.engine.taps import untouched
 from k2lab.errors import InputError
 from k2lab.spec.config import K2Config
-from k2lab.spec.sites import Tap
+from k2lab.spec.sites import Tap, describe, looking_at
 
 Change = Callable[[Tensor], Tensor]
 
@@ -59,7 +59,7 @@ class Surgery:
                 value = change(value)
             return value
 
-        return tap
+        return looking_at(tap, (describe(site).name for site in changes))
 
 
 def _rows(edit: Edit, start: int, kinds: Sequence[Kind] | None, tokens: int) -> Tensor | None:

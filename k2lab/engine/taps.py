@@ -6,21 +6,29 @@
 behind every live view. A pattern that matches no site of the model raises `SiteError`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from k2lab.engine.events import Routed
 from k2lab.spec.config import K2Config
-from k2lab.spec.sites import Tap, match
+from k2lab.spec.sites import Tap, describe, looking_at, match, rows, takes_arrays
+
+Value = Tensor | NDArray[Any]
+"""What a tap is shown; arrays only where it says that it takes them (`looking_at`)."""
 
 
 def untouched(site: str, value: Tensor) -> Tensor:
     """The value itself: the tap of a run that nobody watches."""
     return value
+
+
+looking_at(untouched, (), arrays=True)
 
 
 def watch(pattern: str, config: K2Config, see: Callable[[str, Tensor], None]) -> Tap:
@@ -35,7 +43,7 @@ def watch(pattern: str, config: K2Config, see: Callable[[str, Tensor], None]) ->
             see(site, value)
         return value
 
-    return tap
+    return looking_at(tap, (describe(each).name for each in sites))
 
 
 def edit(pattern: str, config: K2Config, change: Callable[[Tensor], Tensor]) -> Tap:
@@ -45,7 +53,7 @@ def edit(pattern: str, config: K2Config, change: Callable[[Tensor], Tensor]) -> 
     def tap(site: str, value: Tensor) -> Tensor:
         return change(value) if site in sites else value
 
-    return tap
+    return looking_at(tap, (describe(each).name for each in sites))
 
 
 def chain(*taps: Tap) -> Tap:
@@ -55,27 +63,35 @@ def chain(*taps: Tap) -> Tap:
         return active[0] if active else untouched
 
     def joined(first: Tap, second: Tap) -> Tap:
-        return lambda site, value: second(site, first(site, value))
+        both, arrays = rows(first) | rows(second), takes_arrays(first) and takes_arrays(second)
+        tap: Tap = lambda site, value: second(site, first(site, value))  # noqa: E731 - it is named
+        return looking_at(tap, both, arrays=arrays)
 
     return reduce(joined, active)
+
+
+def joined(values: Sequence[Value]) -> Tensor:
+    """Values that a tap has kept, one after the other along the first axis."""
+    if any(isinstance(each, Tensor) for each in values):
+        return torch.cat([torch.as_tensor(each) for each in values])
+    return torch.from_numpy(np.concatenate(values))
 
 
 class RouteCapture:
     """Collects which experts each token went to, with weights and margins, for batch 1.
 
     Costs 3 bytes per (MoE layer, slot) and 2 per MoE layer for each token: 1,560 bytes at K2 size.
-    On single tokens the price is calls, not arithmetic: so there are few. A call that the network
-    has made just before is torch's, since its code is at hand; the others are NumPy's (measured).
+    On single tokens the price is calls, not arithmetic: so there are few, and they are NumPy's.
     """
 
     def __init__(self, config: K2Config) -> None:
         self._scale = torch.tensor(255 / config.routed_scaling_factor)
         self._layers, self._slots = len(config.moe_layers), config.num_experts_per_tok
         self._all_chosen = config.n_routed_experts == self._slots
-        self._experts: list[Tensor] = []
-        self._weights: list[Tensor] = []
-        self._choices: list[Tensor] = []
-        sees: dict[str, Callable[[Tensor], None]] = {}
+        self._experts: list[Value] = []
+        self._weights: list[Value] = []
+        self._choices: list[Value] = []
+        sees: dict[str, Callable[[Value], None]] = {}
         for layer in config.moe_layers:
             router = f"layers.{layer}.mlp.router"
             sees[f"{router}.experts"] = self._experts.append
@@ -83,13 +99,15 @@ class RouteCapture:
             sees[f"{router}.choice"] = self._choices.append
         look = sees.get
 
-        def tap(site: str, value: Tensor) -> Tensor:
+        def tap(site: str, value: Value) -> Value:
             see = look(site)
             if see is not None:
                 see(value)
             return value
 
-        self.tap: Tap = tap  # watches the routers' sites
+        leaves = ("experts", "weights", "choice")
+        watched = (f"layers.{{i}}.mlp.router.{leaf}" for leaf in leaves)
+        self.tap: Tap = looking_at(tap, watched, arrays=True)
 
     @property
     def tokens(self) -> int:
@@ -105,10 +123,10 @@ class RouteCapture:
             return None
         for seen in (self._experts, self._weights, self._choices):
             del seen[forwards * self._layers :]  # of a forward that was halted
-        chosen = torch.cat(self._experts)
+        chosen = joined(self._experts)
         margin = self._margins(chosen)
         experts = chosen.cpu().numpy().astype(np.uint16)
-        share = (torch.cat(self._weights) * self._scale).cpu().numpy()
+        share = (joined(self._weights) * self._scale).cpu().numpy()
         weights = np.rint(np.minimum(share, 255)).astype(np.uint8)
         self.clear()
         if forwards > 1:  # each is [forward · layer, 1, …]
@@ -126,7 +144,7 @@ class RouteCapture:
         """Choice score of the last chosen − first not chosen [layer, token]."""
         if self._all_chosen:  # nobody is left out
             return np.full(chosen.shape[:2], np.inf, np.float16)
-        scores = torch.cat(self._choices)
+        scores = joined(self._choices)
         last = scores.gather(-1, chosen).amin(-1)
         # Not by a larger top k: over a prompt that takes sixteen times as long (measured).
         first = scores.scatter(-1, chosen, float("-inf")).amax(-1)

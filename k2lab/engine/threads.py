@@ -6,10 +6,13 @@ against 2.1 alone. Threads that never sleep gain a tenth and keep a whole core f
 (measured on two cores). Not here: threads of training, of reading from disk.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 from k2lab.model.k2 import K2
 from k2lab.spec.costs import parameters
@@ -33,15 +36,50 @@ def few(tokens: int, sources: int) -> bool:
 
 @contextmanager
 def alone(*, wanted: bool) -> Iterator[None]:
-    """One thread for the time of the block, if wanted."""
+    """One thread of torch and of NumPy for the time of the block, if wanted."""
+    if not wanted:
+        yield
+        return
     before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    _products.begin()
     try:
         yield
     finally:
-        if wanted:
-            torch.set_num_threads(before)
+        _products.end()
+        torch.set_num_threads(before)
+
+
+class _Products:
+    """NumPy's matrix products, by one thread as long as anybody wants it so.
+
+    Their number of threads belongs to the process: the first one to come sets it, the last one to
+    go gives back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._wanting = threading.Lock(), 0
+        self._libraries: ThreadpoolController | None = None  # found when first needed
+        self._limit: Any = None
+
+    def begin(self) -> None:
+        """One thread from now on."""
+        with self._lock:
+            if self._libraries is None:
+                self._libraries = ThreadpoolController().select(user_api="blas")
+            if not self._wanting:
+                self._limit = self._libraries.limit(limits=1)
+            self._wanting += 1
+
+    def end(self) -> None:
+        """One fewer wants it."""
+        with self._lock:
+            self._wanting -= 1
+            if not self._wanting:
+                self._limit.restore_original_limits()
+
+
+_products = _Products()
 
 
 def as_here(work: Callable[[], object]) -> Callable[[], object]:

@@ -20,7 +20,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from k2lab.engine.generate import reader
 from k2lab.engine.taps import untouched
+from k2lab.engine.threads import alone, small
 from k2lab.errors import InputError
 from k2lab.evals.disk import disk_rate, evict
 from k2lab.model.cache import LatentCache
@@ -298,15 +300,16 @@ def _decode(models: Sequence[K2], tokens: int = TOKENS) -> list[tuple[float, flo
 
     Token by token in turn, so that what else the machine does falls on all alike.
     """
-    caches = [LatentCache(model.config) for model in models]
+    caches, forwards = [LatentCache(model.config) for model in models], [*map(reader, models)]
+    little = small(models[0])
     before = [model.store.ledger().misses for model in models]
     seconds, draw = [0.0] * len(models), torch.Generator().manual_seed(0)
     for _ in range(tokens):
-        token = torch.randint(0, models[0].config.vocab_size, (1, 1), generator=draw)
-        for place, (model, cache) in enumerate(zip(models, caches, strict=True)):
+        token = int(torch.randint(0, models[0].config.vocab_size, (), generator=draw))
+        for place, (forward, cache) in enumerate(zip(forwards, caches, strict=True)):
             began = time.perf_counter()
-            with torch.inference_mode():
-                model(token, model.step(1, cache=cache, tap=untouched))
+            with torch.inference_mode(), alone(wanted=little):
+                forward([token], cache, untouched)
             seconds[place] += time.perf_counter() - began
     return [
         (spent / tokens, (model.store.ledger().misses - earlier) / tokens)

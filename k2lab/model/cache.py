@@ -5,13 +5,16 @@ object of its own: it is passed in with each step, it can be cut back, and it ca
 two runs share the tokens they have in common.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from k2lab.errors import ContextError
 from k2lab.spec.config import K2Config
 
 CHUNK = 256  # tokens by which a buffer grows at least
+_FLOATS = torch.empty(0)  # float32 on a CPU
 
 
 class LatentCache:
@@ -33,6 +36,14 @@ class LatentCache:
         buffer = self._room(layer, end, memory)
         buffer[:, self.length : end] = memory
         return buffer[:, :end]
+
+    def row(self, layer: int) -> NDArray[np.float32]:
+        """What a float32 cache of one text holds on a CPU, [token, latent + rope], and one row.
+
+        The last row is for the next token, to be written by whoever asks.
+        """
+        buffer = self._room(layer, self.length + 1, _FLOATS)
+        return buffer.numpy()[0, : self.length + 1]
 
     def advance(self, tokens: int) -> None:
         """Every layer has appended these tokens."""

@@ -6,7 +6,7 @@ Source: symbols of the DeepSeek-V2 and DeepSeek-V3 reports (arXiv 2405.04434, 24
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
@@ -181,6 +181,9 @@ SITES: tuple[Site, ...] = (
 """All sites, in the order in which a forward pass reaches them."""
 
 
+EVERY = frozenset(site.name for site in SITES)
+"""The names of all rows."""
+
 AFTER = ("norm", "logits")
 """The sites after the last layer."""
 
@@ -221,6 +224,26 @@ def names(prefix: str) -> SimpleNamespace:
     every = (site.name.format(i=layer) for site in SITES)
     leaves = [name.removeprefix(f"{prefix}.") for name in every if name.startswith(f"{prefix}.")]
     return SimpleNamespace(**{leaf.replace(".", "_"): f"{prefix}.{leaf}" for leaf in leaves})
+
+
+def looking_at(tap: Tap, sites: Iterable[str], *, arrays: bool = False) -> Tap:
+    """The tap, which now says what it looks at: names of rows of the table, `{i}` in place of i.
+
+    It must return any other value as it is: it may not be asked. With `arrays` it takes NumPy's
+    arrays as well as tensors.
+    """
+    tap.sites, tap.arrays = frozenset(sites), arrays  # type: ignore[attr-defined]
+    return tap
+
+
+def rows(tap: Tap) -> frozenset[str]:
+    """The rows of the table that the tap looks at: all, unless it says which (`looking_at`)."""
+    return getattr(tap, "sites", EVERY)
+
+
+def takes_arrays(tap: Tap) -> bool:
+    """Whether the tap says that it takes arrays as well as tensors."""
+    return getattr(tap, "arrays", False)
 
 
 def describe(name: str) -> Site:

@@ -7,6 +7,7 @@ the model sums them in a fixed order.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 Weights = Any
-"""Tensors of one part as attributes named like the checkpoint, e.g. `w.q_a_proj` (a namespace)."""
+"""Tensors of one part as attributes named like the checkpoint, e.g. `w.q_a_proj` (a `Part`)."""
 
 
 @dataclass(slots=True)
@@ -102,9 +103,18 @@ class Lease:
         return None
 
 
+class Part(SimpleNamespace):
+    """The tensors of one part."""
+
+    @cached_property
+    def arrays(self) -> SimpleNamespace:
+        """The same numbers as NumPy sees them, where they lie in CPU memory; made once."""
+        return SimpleNamespace(**{name: each.detach().numpy() for name, each in vars(self).items()})
+
+
 def namespace(tensors: dict[str, Tensor]) -> Weights:
     """Attributes from checkpoint names relative to a part: `q_a_proj.weight` → `.q_a_proj`."""
-    return SimpleNamespace(**{name.removesuffix(".weight"): each for name, each in tensors.items()})
+    return Part(**{name.removesuffix(".weight"): each for name, each in tensors.items()})
 
 
 def place(key: str) -> tuple[int | None, str, str]:

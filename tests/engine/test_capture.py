@@ -1,6 +1,7 @@
 """Capture levels: what they record, what they cost in bytes, and what they refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from k2lab.engine import capture
 from k2lab.engine.capture import FULL, OFF, ROUTE, Level, attention, level_of, residual, scores
-from k2lab.engine.events import Captured, Dropped, Routed
+from k2lab.engine.edits import ZeroExperts
+from k2lab.engine.events import Captured, Routed
 from k2lab.engine.generate import Prompt, Settings, generate
 from k2lab.engine.lens import lens
+from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain, watch
 from k2lab.errors import BudgetError, InputError, SiteError, TraceError
 from k2lab.model.cache import LatentCache
@@ -212,17 +215,48 @@ def test_full_capture_is_for_k2_nano() -> None:
     assert capture.bytes_per_token(K2_THINKING, attention(30)) * 4096 < capture.BUDGET
 
 
-def test_events_come_in_the_order_of_the_tokens(model: K2, tiny_tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(("held", "starts"), [(0.0, (0, 2, 3, 4)), (1e9, (0, 2))])
+def test_events_come_in_the_order_of_the_tokens(
+    held: float,
+    starts: tuple[int, ...],
+    model: K2,
+    tiny_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capture, "HELD_SECONDS", held)
     prompt = Prompt((20, 21), ("x",) * 2, ("user",) * 2)
-    settings = Settings(max_tokens=2, capture=scores(1))
+    settings = Settings(max_tokens=3, capture=scores(1))
     found = [
         (type(event), event.start)
         for event in generate(model, tiny_tokenizer, prompt, LatentCache(model.config), settings)
         if isinstance(event, Routed | Captured)
     ]
-    expected = [(kind, start) for start in (0, 2, 3) for kind in (Routed, Captured)]
-    assert found == expected
-    assert Dropped(1, 2).first == 1
+    assert found == [(kind, start) for start in starts for kind in (Routed, Captured)]
+
+
+@pytest.mark.parametrize("level", [FULL, attention(1, heads=(1, 3)), replace(FULL, routes=False)])
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_is_told_of_several_tokens_at_once_is_what_is_told_of_each(
+    level: Level,
+    edited: bool,
+    model: K2,
+    tiny_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Edits of some tokens among them: values are arrays without and tensors with one."""
+    edits = (ZeroExperts(layer=1, experts=(2,), tokens=(13, 15)),) if edited else ()
+    traces = []
+    for held in (0.0, 1e9):
+        monkeypatch.setattr(capture, "HELD_SECONDS", held)
+        surgery = Surgery(edits, model.config)
+        traces.append(recorded(model, tiny_tokenizer, level, edits=surgery))
+    one, other = traces
+    assert one.captured.stop == other.captured.stop == len(one) == len(other)
+    assert np.array_equal(one.experts, other.experts)
+    for name in one.captured.names:
+        mine, its = one.captured.raw(name), other.captured.raw(name)
+        assert np.array_equal(mine, its) or name == "query_latent"
+        assert np.allclose(mine, its, rtol=1e-5, atol=1e-6)  # a product: its last bit may differ
 
 
 def test_a_fork_shares_captured_values_until_it_grows(model: K2, tiny_tokenizer: Tokenizer) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 
 import k2lab
 from k2lab.engine.generate import Prompt, Settings, generate
@@ -77,3 +78,37 @@ def test_work_that_begins_beside_a_token_has_the_threads_of_who_began_it() -> No
         begun.join()
         assert torch.get_num_threads() == 1  # what another thread sets is its own
     assert seen == [2]
+
+
+def blas_threads() -> list[int]:
+    found = ThreadpoolController().select(user_api="blas").info()
+    return [library["num_threads"] for library in found]
+
+
+@pytest.fixture
+def two_of_blas() -> Iterator[None]:
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        if set(blas_threads()) != {2}:
+            pytest.skip("NumPy's products have one thread here, whatever is asked for")
+        yield
+
+
+@pytest.mark.usefixtures("two_of_blas")
+def test_numpys_products_have_one_thread_as_long_as_anybody_wants_it() -> None:
+    first, second = alone(wanted=True), alone(wanted=True)
+    first.__enter__()
+    second.__enter__()
+    assert set(blas_threads()) == {1}
+    first.__exit__(None, None, None)
+    assert set(blas_threads()) == {1}
+    second.__exit__(None, None, None)
+    assert set(blas_threads()) == {2}
+    with alone(wanted=False):
+        assert set(blas_threads()) == {2}
+
+
+@pytest.mark.usefixtures("two_of_blas")
+def test_an_error_gives_numpy_its_threads_back() -> None:
+    with pytest.raises(RuntimeError), alone(wanted=True):
+        raise RuntimeError
+    assert set(blas_threads()) == {2}

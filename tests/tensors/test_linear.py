@@ -94,6 +94,25 @@ def test_rows_do_not_depend_on_how_the_stacks_lie(tokens: int, slots: int) -> No
     torch.testing.assert_close(rows, expert_rows(x, ids, *stacks()))
 
 
+def test_one_row_may_be_far_below_zero() -> None:
+    """No warning: they are errors in these tests."""
+    x, ids = given(1, 4)
+    small = [laid(stack) for stack in stacks()]
+    rows = expert_rows(x * 1e4, ids, *small)
+    torch.testing.assert_close(rows, one_by_one(x * 1e4, ids, *small), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_gradients_reach_one_row_however_the_stacks_lie(leaf: int) -> None:
+    x, ids = given(1, 3)
+    tensors = [x, *map(laid, stacks())]
+    tensors[leaf].requires_grad_()
+    expert_rows(tensors[0], ids, *tensors[1:]).square().sum().backward()
+    got, tensors[leaf].grad = tensors[leaf].grad, None
+    one_by_one(tensors[0], ids, *tensors[1:]).square().sum().backward()
+    torch.testing.assert_close(got, tensors[leaf].grad, rtol=1e-4, atol=1e-4)
+
+
 def test_large_and_coarse_matrices_stay_as_they_lie() -> None:
     large, coarse = torch.zeros(2, 512, 256), stacks(torch.bfloat16)[0]
     assert laid(large) is large

@@ -1,0 +1,202 @@
+"""One token on a CPU: the network of `k2.py` in NumPy, where calls cost more than arithmetic.
+
+A token of K2-nano is seven hundred products and sums of a few hundred numbers each. One call of
+torch takes longer than most of them, and one of NumPy a fraction of it. `k2.py` explains each
+formula and stays the reference: both name the same sites in the same order, and a test holds each
+value here against the one there.
+
+There is no batch here and one token, so neither has an axis; a tap is shown a value with both.
+What it is not: a path for several tokens, other dtypes or devices, or large networks, whose
+arithmetic is the cost. Letters as in `k2.py`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from k2lab.model.cache import LatentCache
+from k2lab.model.k2 import K2, MLA, Block, Dense, MoE, Router
+from k2lab.spec.config import LATENT_NORM_EPS
+from k2lab.spec.sites import Tap, names, rows, takes_arrays
+from k2lab.tensors.linear import silu
+from k2lab.tensors.rope import softmax_scale
+from k2lab.weights.store import Weights
+
+OWN = {Block, MLA, Dense, MoE, Router}  # a class of somebody else's computes something else
+Array = NDArray[np.float32]
+See = Callable[..., Any]
+"""`see(site, value, token=0)`: the value after the tap; the token's axis would stand at `token`."""
+
+
+class Single:
+    """A network of float32 on a CPU, for one token after those that a cache holds."""
+
+    def __init__(self, model: K2) -> None:
+        self._config, self._store, self._rotary = model.config, model.store, model.rotary
+        self._device, self._scale = model.device, softmax_scale(model.config)
+        every = range(model.config.num_hidden_layers)
+        self._block = [names(f"layers.{layer}") for layer in every]
+        self._mla = [names(f"layers.{layer}.self_attn") for layer in every]
+        self._router = [names(f"layers.{layer}.mlp.router") for layer in every]
+        self._mlp = [names(f"layers.{layer}.mlp") for layer in every]
+        self._wanted: dict[frozenset[str], frozenset[str]] = {}  # sites, by the rows of the table
+
+    @staticmethod
+    def fits(model: K2) -> bool:
+        """Whether it is the network of `k2.py`, no part replaced, in float32 on a CPU."""
+        if type(model) is not K2 or model.device.type != "cpu":
+            return False
+        mixers = [block.mlp for block in model.layers]
+        routers = [mixer.router for mixer in mixers if isinstance(mixer, MoE)]
+        parts = [*model.layers, *(block.self_attn for block in model.layers), *mixers, *routers]
+        if not {*map(type, parts)} <= OWN:
+            return False
+        with model.store.dense(None, "norm") as w:
+            return bool(w.norm.dtype == torch.float32)
+
+    def __call__(self, token: int, cache: LatentCache, tap: Tap) -> Array:
+        """Logits of the token after this one [vocab]; the cache remembers this one."""
+        cache.room_for(1)
+        see, eps = self._shown(tap), self._config.rms_norm_eps
+        place = cache.length
+        rotation = self._rotary(place, place + 1, self._device).numpy()[0]  # e^{ipω} [1, rope / 2]
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # as torch has it
+            with self._store.dense(None, "embed_tokens") as w:
+                x = see("embed", w.arrays.embed_tokens[token].copy())
+            for layer in range(self._config.num_hidden_layers):
+                x = self._layer(layer, x, rotation, cache, see)
+            cache.advance(1)
+            with self._store.dense(None, "norm") as w:
+                x = see("norm", _normed(x, w.arrays.norm, eps))
+            with self._store.dense(None, "lm_head") as w:
+                return see("logits", w.arrays.lm_head.dot(x))
+
+    def _layer(
+        self, layer: int, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
+    ) -> Array:
+        """h = x + MLA(norm x);  y = h + FFN(norm h)."""
+        site, eps = self._block[layer], self._config.rms_norm_eps
+        with self._store.dense(layer, "norms") as w:
+            norms = w.arrays
+            x = see(site.input, x)
+            inner = _normed(x, norms.input_layernorm, eps)
+            x = x + self._attention(layer, inner, rotation, cache, see)
+            x = see(site.middle, x)
+            inner = _normed(x, norms.post_attention_layernorm, eps)
+            mlp = self._moe if self._config.is_moe(layer) else self._dense
+            return x + mlp(layer, inner, see)
+
+    def _attention(
+        self, layer: int, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
+    ) -> Array:
+        """u = W^O [o_1 … o_h], absorbed: no head leaves the latent."""
+        config, site = self._config, self._mla[layer]
+        nope, rank = config.qk_nope_head_dim, config.kv_lora_rank
+        with self._store.dense(layer, "self_attn") as lent:
+            w = lent.arrays
+            q = self._queries(x, w)  # [h, n + r]
+            compressed = w.kv_a_proj_with_mqa.dot(x)
+            latent = _normed(compressed[:rank], w.kv_a_layernorm, LATENT_NORM_EPS)
+            # The shared key is turned with the queries, as one head more.
+            both = np.concatenate([q[:, nope:], compressed[None, rank:]]).view(np.complex64)
+            turned = (both * rotation).view(np.float32)  # [h + 1, r]
+            q_nope, q_rope = see(site.q_nope, q[:, :nope]), see(site.q_rope, turned[:-1])
+            memory = cache.row(layer)  # [s, c + r]; its last row is this token's
+            memory[-1, :rank] = see(site.latent, latent)
+            memory[-1, rank:] = see(site.k_rope, turned[-1])
+
+            by_head = w.kv_b_proj.reshape(config.num_attention_heads, -1, rank)
+            w_uk, w_uv = by_head[:, :nope], by_head[:, nope:]  # [h, n, c], [h, v, c]
+            query = np.empty((config.num_attention_heads, memory.shape[1]), np.float32)
+            np.matmul(q_nope[:, None], w_uk, out=query[:, None, :rank])
+            query[:, rank:] = q_rope
+            scores = see(site.scores, query.dot(memory.T) * self._scale, 1)  # [h, s]
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            weights = see(site.weights, weights / weights.sum(1, keepdims=True), 1)
+            mixed = weights.dot(memory[:, :rank])  # [h, c]
+            heads = see(site.heads, np.matmul(w_uv, mixed[:, :, None])[:, :, 0])  # [h, v]
+            return see(site.output, w.o_proj.dot(heads.reshape(-1)))
+
+    def _queries(self, x: Array, w: Weights) -> Array:
+        """Through their own latent, or directly where the checkpoint has none: [h, n + r]."""
+        if self._config.q_lora_rank is None:
+            q = w.q_proj.dot(x)
+        else:
+            q = w.q_b_proj.dot(_normed(w.q_a_proj.dot(x), w.q_a_layernorm, LATENT_NORM_EPS))
+        return q.reshape(self._config.num_attention_heads, -1)
+
+    def _dense(self, layer: int, x: Array, see: See) -> Array:
+        with self._store.dense(layer, "mlp") as w:
+            return see(self._mlp[layer].output, _swiglu(x, w.arrays))
+
+    def _moe(self, layer: int, x: Array, see: See) -> Array:
+        """y = Σ_k g_k · E_k(x) + E_shared(x)."""
+        site = self._mlp[layer]
+        experts, weights = self._route(layer, x, see)
+        batch = self._store.experts(layer, torch.from_numpy(experts[None]))
+        with self._store.dense(layer, "mlp.shared_experts") as w:
+            shared = see(site.shared_experts_output, _swiglu(x, w.arrays))
+        each = see(site.experts_rows, batch.rows(torch.from_numpy(x[None])).numpy()[0])  # [k, d]
+        return see(site.output, weights.dot(each) + shared)
+
+    def _route(self, layer: int, x: Array, see: See) -> tuple[NDArray[np.int64], Array]:
+        """Chosen experts and their mixing weights, [k] each."""
+        config, site = self._config, self._router[layer]
+        with self._store.dense(layer, "mlp.gate") as lent:
+            w = lent.arrays
+            logits = see(site.logits, w.weight.dot(x))
+            scores = see(site.scores, 1 / (1 + np.exp(-logits)))
+            choice = scores + w.e_score_correction_bias
+        if config.n_group > 1:
+            choice = self._within_groups(choice)
+        choice = see(site.choice, choice)
+        experts = see(site.experts, (-choice).argsort(kind="stable")[: config.num_experts_per_tok])
+        weights = scores[experts]
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum() + 1e-20)
+        return experts, see(site.weights, weights * config.routed_scaling_factor)
+
+    def _within_groups(self, choice: Array) -> Array:
+        """Choice scores, −inf outside the `topk_group` best groups (sum of a group's best two)."""
+        grouped = choice.reshape(self._config.n_group, -1)
+        strength = np.sort(grouped)[:, -2:].sum(1)
+        best = (-strength).argsort(kind="stable")[: self._config.topk_group]
+        kept = np.full_like(grouped, -np.inf)
+        kept[best] = grouped[best]
+        return kept.reshape(-1)
+
+    def _shown(self, tap: Tap) -> See:
+        """What gives the tap the values that it looks at."""
+        looked_at, arrays = rows(tap), takes_arrays(tap)
+        wanted = self._wanted.get(looked_at)
+        if wanted is None:
+            every = range(self._config.num_hidden_layers)
+            found = frozenset(row.format(i=layer) for row in looked_at for layer in every)
+            wanted = self._wanted[looked_at] = found
+
+        def see(site: str, value: NDArray[Any], token: int = 0) -> NDArray[Any]:
+            if site not in wanted:
+                return value
+            shape = value.shape
+            whole = (1, *shape[:token], 1, *shape[token:])
+            shown = value.reshape(whole) if arrays else torch.from_numpy(value).view(whole)
+            got = tap(site, shown)
+            if got is shown:
+                return value
+            return np.asarray(got).reshape(shape)
+
+        return see
+
+
+def _normed(x: Array, weight: Array, eps: float) -> Array:
+    """x / √(mean(x²) + ε) · weight."""
+    return x * (1 / math.sqrt(x.dot(x) / len(x) + eps)) * weight
+
+
+def _swiglu(x: Array, w: Weights) -> Array:
+    """W_down (silu(W_gate x) ⊙ W_up x)."""
+    return w.down_proj.dot(silu(w.gate_proj.dot(x)) * w.up_proj.dot(x))
