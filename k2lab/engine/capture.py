@@ -12,7 +12,7 @@ only, within a budget of bytes; `Dropped` events say what was given up. Not here
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -201,7 +201,7 @@ class Capture:
             taps.append(looking_at(partial(self._see), watched, arrays=True))
         return chain(*taps)
 
-    def take(self, start: int) -> Iterator[Routed | Captured | Dropped]:
+    def take(self, start: int) -> Iterable[Routed | Captured | Dropped]:
         """What was seen since the last call, for tokens from index `start`.
 
         It may come a little later, of several tokens at once: see `rest`.
@@ -210,7 +210,8 @@ class Capture:
             self._first = start
         self._waiting += 1
         if self._tokens() != 1 or time.perf_counter() - self._told > HELD_SECONDS:
-            yield from self.rest()
+            return self.rest()
+        return ()
 
     def rest(self) -> Iterator[Routed | Captured | Dropped]:
         """What waits: of several tokens at once it costs a fraction.

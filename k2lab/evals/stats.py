@@ -1,13 +1,17 @@
-"""Shares with their uncertainty.
+"""Shares and medians with their uncertainty.
 
 Wilson's score interval: it stays inside 0 … 1 and is honest for few tries and for shares near the
-ends, where the textbook p ± 1.96·√(p(1−p)/n) is not. Not here: differences between two models.
+ends, where the textbook p ± 1.96·√(p(1−p)/n) is not. A median's interval lies between two of the
+values, so it asks nothing of how they are spread. Not here: differences between two models.
 
-Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209–212.
+Sources: E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209–212;
+H. A. David, H. N. Nagaraja, Order Statistics (2003), section 7.1.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 Z95 = 1.959963984540054  # standard normal quantile of 0.975: 95 % between −z and z
 
@@ -41,3 +45,25 @@ def share(successes: int, n: int) -> Share:
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
     return Share(p, n, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Middle:
+    """The median of `n` values; with 95 % confidence the true one is `low` … `high`."""
+
+    median: float
+    n: int
+    low: float
+    high: float
+
+
+def middle(values: Sequence[float]) -> Middle:
+    """The median and its interval; of fewer than six values it is all of them.
+
+    >>> middle([3, 1, 2, 5, 4, 7, 6, 9, 8])
+    Middle(median=5, n=9, low=2, high=8)
+    """
+    ordered, n = sorted(values), len(values)
+    # As many of n values lie below the true median as coins show heads: n/2 ± √n/2.
+    out = max(0, math.floor(n / 2 - Z95 * math.sqrt(n) / 2))
+    return Middle(median(ordered), n, ordered[out], ordered[n - 1 - out])

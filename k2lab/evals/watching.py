@@ -1,9 +1,9 @@
 """What watching costs, and when the first picture comes: in a real JupyterLab and Chromium.
 
 Costs are processor time of the kernel, in which the feeding of the widgets is included: the arms
-(nothing recorded, routes, everything, routes with the dashboard looking on) take turns, and the
-fastest turn of each is compared, as that is the one that a busy machine disturbed least. Between
-two such turns a busy machine makes more of a difference than the dashboard does, so what the
+(nothing recorded, routes, everything, routes with the dashboard looking on) take turns, each is
+compared with another one of the same turn, and the median of all turns is told with its interval.
+Between two runs a busy machine makes more of a difference than the dashboard does, so what the
 dashboard takes is also told apart: the time of all threads but the one that computes. The picture
 that the notebook keeps, drawn once a run is over, is left out of both. The first picture counts
 from Run to the first token in the page: in a kernel that has imported nothing, and in one that has
@@ -13,7 +13,7 @@ answered before.
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -21,12 +21,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from k2lab.evals.jupyter import chromium, jupyterlab, open_notebook, write_notebook
+from k2lab.evals.stats import Middle, middle
 
 if TYPE_CHECKING:
     from k2lab.widgets.store import Store
 
 QUESTION = "What do 3 x lamp and 2 x rope cost?"
-PATIENCE = 300_000  # ms
+PATIENCE = 600_000  # ms
+REPEATS = 40  # turns
 TOKEN = (
     "() => document.querySelectorAll('.k2-dashboard')[{}]?.querySelector('.k2-thinking .k2-token')"
 )
@@ -42,14 +44,13 @@ BEGIN = "k2lab-costs "  # marks the figures in the cell's output
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Processor time that is added, as shares; each from the fastest of the turns."""
+    """Processor time that is added, as shares, each within a turn."""
 
     seconds: float  # nothing recorded, nobody looks
-    route_capture: float  # routes against nothing
-    full_capture: float  # everything against nothing
-    live_view: float  # routes with a dashboard against routes
+    route_capture: Middle  # routes against nothing
+    full_capture: Middle  # everything against nothing
+    live_view: Middle  # routes with a dashboard against routes
     live_microseconds: float  # per token, of threads that do not compute, for the dashboard
-    repeats: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Branching:
     anew_seconds: float  # the same for a run that reads the prefix
 
 
-def watching(*, folder: str | None = None, repeats: int = 15) -> Watching:
+def watching(*, folder: str | None = None, repeats: int = REPEATS) -> Watching:
     """The figures, from a JupyterLab that is started for them."""
     cells = [each.format(folder=repr(folder) if folder else "", repeats=repeats) for each in CELLS]
     with TemporaryDirectory(prefix="k2lab-watching-") as place:
@@ -89,7 +90,7 @@ def watching(*, folder: str | None = None, repeats: int = 15) -> Watching:
             output = f"() => /{BEGIN}.*}}/.exec(document.body.textContent)?.[0]"
             figures = page.wait_for_function(output).json_value()
     found = json.loads(figures.removeprefix(BEGIN))
-    return Watching(Costs(**found["costs"]), fresh, median(warm), Branching(**found["branch"]))
+    return Watching(read(found["costs"]), fresh, median(warm), Branching(**found["branch"]))
 
 
 def costs(lab: Any, store: "Store", repeats: int) -> dict[str, Any]:
@@ -121,17 +122,21 @@ def costs(lab: Any, store: "Store", repeats: int) -> dict[str, Any]:
             found[arm].append(seconds(*arms[arm]))
     torch.set_num_threads(before)
     # The first turn warms up.
-    off, route, full, view = (min(whole for whole, _ in each[1:]) for each in found)
+    off, route, full, view = ([whole for whole, _ in each[1:]] for each in found)
     beside = [median(rest for _, rest in each[1:]) for each in found]
     measured = Costs(
-        seconds=round(off, 3),
-        route_capture=round(route / off - 1, 4),
-        full_capture=round(full / off - 1, 4),
-        live_view=round(view / route - 1, 4),
+        seconds=round(median(off), 3),
+        route_capture=_added(route, off),
+        full_capture=_added(full, off),
+        live_view=_added(view, route),
         live_microseconds=round((beside[3] - beside[1]) * 1e6, 1),
-        repeats=repeats,
     )
     return {"costs": asdict(measured), "branch": asdict(branching(lab))}
+
+
+def _added(seconds: Sequence[float], others: Sequence[float]) -> Middle:
+    """The share that one arm takes more than the other of the same turn."""
+    return middle([round(one / other - 1, 4) for one, other in zip(seconds, others, strict=True)])
 
 
 def branching(lab: Any) -> Branching:
@@ -152,6 +157,12 @@ def branching(lab: Any) -> Branching:
     anew = _seconds(lambda: lab.run(question, max_tokens=1).wait())
     again = _seconds(lambda: run.branch(at, max_tokens=1).wait())
     return Branching(at, first, again, anew)
+
+
+def read(costs: dict[str, Any]) -> Costs:
+    """Costs from what `asdict` made of them."""
+    made: dict[str, Any] = {k: Middle(**v) if isinstance(v, dict) else v for k, v in costs.items()}
+    return Costs(**made)
 
 
 def told(figures: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
 """What watching costs: the parts that need no browser."""
 
 import json
+from dataclasses import asdict
 
 import k2lab
 from k2lab.evals.jupyter import write_notebook
-from k2lab.evals.watching import BEGIN, CELLS, Costs, branching, costs, told
+from k2lab.evals.watching import BEGIN, CELLS, branching, costs, read, told
 
 
 def test_a_branch_reads_one_token_of_its_prefix_and_a_run_reads_it_all():
@@ -20,7 +21,10 @@ def test_costs_come_back_as_one_line(capsys):
     told(found)
     printed = capsys.readouterr().out
     assert printed.startswith(BEGIN) and json.loads(printed.removeprefix(BEGIN)) == found
-    assert Costs(**found["costs"]).repeats == 1 and store.source.done
+    back = read(found["costs"])
+    assert asdict(back) == found["costs"] and store.source.done
+    for each in (back.route_capture, back.full_capture, back.live_view):
+        assert each.n == 1 and each.low == each.median == each.high
     assert found["costs"]["live_microseconds"] > 0, "a dashboard is not for nothing"
 
 
