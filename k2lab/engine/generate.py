@@ -20,7 +20,7 @@ from k2lab.engine.moves import moved
 from k2lab.engine.sampling import Sampler, greedy
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain, untouched
-from k2lab.engine.threads import alone, few, small
+from k2lab.engine.threads import alone, few, numpy_alone, small
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -154,7 +154,8 @@ def reader(model: K2) -> Callable[[Sequence[int], LatentCache, Tap], Tensor]:
 
     def read(ids: Sequence[int], cache: LatentCache, tap: Tap) -> Tensor:
         if single is not None and len(ids) == 1:
-            return torch.from_numpy(single(ids[0], cache, tap))
+            with numpy_alone:
+                return torch.from_numpy(single(ids[0], cache, tap))
         step = model.step(len(ids), cache=cache, tap=tap)
         hidden = model.hidden(torch.tensor([list(ids)], device=model.device), step)
         return model.logits(hidden[:, -1:], step)[0, -1].float()

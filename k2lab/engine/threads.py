@@ -36,22 +36,19 @@ def few(tokens: int, sources: int) -> bool:
 
 @contextmanager
 def alone(*, wanted: bool) -> Iterator[None]:
-    """One thread of torch and of NumPy for the time of the block, if wanted."""
-    if not wanted:
-        yield
-        return
+    """One thread of torch for the time of the block, if wanted."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    _products.begin()
+    if wanted:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        _products.end()
-        torch.set_num_threads(before)
+        if wanted:
+            torch.set_num_threads(before)
 
 
-class _Products:
-    """NumPy's matrix products, by one thread as long as anybody wants it so.
+class _NumpyAlone:
+    """One thread for NumPy's matrix products as long as anybody is in the block.
 
     Their number of threads belongs to the process: the first one to come sets it, the last one to
     go gives back what was there.
@@ -62,8 +59,7 @@ class _Products:
         self._libraries: ThreadpoolController | None = None  # found when first needed
         self._limit: Any = None
 
-    def begin(self) -> None:
-        """One thread from now on."""
+    def __enter__(self) -> None:
         with self._lock:
             if self._libraries is None:
                 self._libraries = ThreadpoolController().select(user_api="blas")
@@ -71,15 +67,14 @@ class _Products:
                 self._limit = self._libraries.limit(limits=1)
             self._wanting += 1
 
-    def end(self) -> None:
-        """One fewer wants it."""
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._wanting -= 1
             if not self._wanting:
                 self._limit.restore_original_limits()
 
 
-_products = _Products()
+numpy_alone = _NumpyAlone()
 
 
 def as_here(work: Callable[[], object]) -> Callable[[], object]:

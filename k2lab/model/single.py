@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, MLA, Block, Dense, MoE, Router
 from k2lab.spec.config import LATENT_NORM_EPS
-from k2lab.spec.sites import Tap, names, rows, takes_arrays
+from k2lab.spec.sites import Tap, rows, takes_arrays
 from k2lab.tensors.linear import silu
 from k2lab.tensors.rope import softmax_scale
 from k2lab.weights.store import Weights
@@ -36,13 +36,9 @@ class Single:
     """A network of float32 on a CPU, for one token after those that a cache holds."""
 
     def __init__(self, model: K2) -> None:
-        self._config, self._store, self._rotary = model.config, model.store, model.rotary
-        self._device, self._scale = model.device, softmax_scale(model.config)
-        every = range(model.config.num_hidden_layers)
-        self._block = [names(f"layers.{layer}") for layer in every]
-        self._mla = [names(f"layers.{layer}.self_attn") for layer in every]
-        self._router = [names(f"layers.{layer}.mlp.router") for layer in every]
-        self._mlp = [names(f"layers.{layer}.mlp") for layer in every]
+        self._config, self._store, self._layers = model.config, model.store, model.layers
+        self._rotary, self._device = model.rotary, model.device
+        self._scale = softmax_scale(model.config)
         self._wanted: dict[frozenset[str], frozenset[str]] = {}  # sites, by the rows of the table
 
     @staticmethod
@@ -67,36 +63,36 @@ class Single:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # as torch has it
             with self._store.dense(None, "embed_tokens") as w:
                 x = see("embed", w.arrays.embed_tokens[token].copy())
-            for layer in range(self._config.num_hidden_layers):
-                x = self._layer(layer, x, rotation, cache, see)
+            for block in self._layers:
+                x = self._block(block, x, rotation, cache, see)
             cache.advance(1)
             with self._store.dense(None, "norm") as w:
                 x = see("norm", _normed(x, w.arrays.norm, eps))
             with self._store.dense(None, "lm_head") as w:
                 return see("logits", w.arrays.lm_head.dot(x))
 
-    def _layer(
-        self, layer: int, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
+    def _block(
+        self, block: Block, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
     ) -> Array:
         """h = x + MLA(norm x);  y = h + FFN(norm h)."""
-        site, eps = self._block[layer], self._config.rms_norm_eps
-        with self._store.dense(layer, "norms") as w:
+        site, eps = block.site, self._config.rms_norm_eps
+        with self._store.dense(block.layer, "norms") as w:
             norms = w.arrays
             x = see(site.input, x)
             inner = _normed(x, norms.input_layernorm, eps)
-            x = x + self._attention(layer, inner, rotation, cache, see)
+            x = x + self._attention(block.self_attn, inner, rotation, cache, see)
             x = see(site.middle, x)
             inner = _normed(x, norms.post_attention_layernorm, eps)
-            mlp = self._moe if self._config.is_moe(layer) else self._dense
-            return x + mlp(layer, inner, see)
+            if isinstance(block.mlp, MoE):
+                return x + self._moe(block.mlp, inner, see)
+            return x + self._dense(block.mlp, inner, see)
 
     def _attention(
-        self, layer: int, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
+        self, mla: MLA, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
     ) -> Array:
         """u = W^O [o_1 … o_h], absorbed: no head leaves the latent."""
-        config, site = self._config, self._mla[layer]
-        nope, rank = config.qk_nope_head_dim, config.kv_lora_rank
-        with self._store.dense(layer, "self_attn") as lent:
+        config, site, nope, rank = self._config, mla.site, mla.nope, mla.rank
+        with self._store.dense(mla.layer, "self_attn") as lent:
             w = lent.arrays
             q = self._queries(x, w)  # [h, n + r]
             compressed = w.kv_a_proj_with_mqa.dot(x)
@@ -105,7 +101,7 @@ class Single:
             both = np.concatenate([q[:, nope:], compressed[None, rank:]]).view(np.complex64)
             turned = (both * rotation).view(np.float32)  # [h + 1, r]
             q_nope, q_rope = see(site.q_nope, q[:, :nope]), see(site.q_rope, turned[:-1])
-            memory = cache.row(layer)  # [s, c + r]; its last row is this token's
+            memory = cache.row(mla.layer)  # [s, c + r]; its last row is this token's
             memory[-1, :rank] = see(site.latent, latent)
             memory[-1, rank:] = see(site.k_rope, turned[-1])
 
@@ -129,24 +125,24 @@ class Single:
             q = w.q_b_proj.dot(_normed(w.q_a_proj.dot(x), w.q_a_layernorm, LATENT_NORM_EPS))
         return q.reshape(self._config.num_attention_heads, -1)
 
-    def _dense(self, layer: int, x: Array, see: See) -> Array:
-        with self._store.dense(layer, "mlp") as w:
-            return see(self._mlp[layer].output, _swiglu(x, w.arrays))
+    def _dense(self, dense: Dense, x: Array, see: See) -> Array:
+        with self._store.dense(dense.layer, "mlp") as w:
+            return see(dense.site.output, _swiglu(x, w.arrays))
 
-    def _moe(self, layer: int, x: Array, see: See) -> Array:
+    def _moe(self, moe: MoE, x: Array, see: See) -> Array:
         """y = Σ_k g_k · E_k(x) + E_shared(x)."""
-        site = self._mlp[layer]
-        experts, weights = self._route(layer, x, see)
-        batch = self._store.experts(layer, torch.from_numpy(experts[None]))
-        with self._store.dense(layer, "mlp.shared_experts") as w:
+        site = moe.site
+        experts, weights = self._route(moe.router, x, see)
+        batch = self._store.experts(moe.layer, torch.from_numpy(experts[None]))
+        with self._store.dense(moe.layer, "mlp.shared_experts") as w:
             shared = see(site.shared_experts_output, _swiglu(x, w.arrays))
         each = see(site.experts_rows, batch.rows(torch.from_numpy(x[None])).numpy()[0])  # [k, d]
         return see(site.output, weights.dot(each) + shared)
 
-    def _route(self, layer: int, x: Array, see: See) -> tuple[NDArray[np.int64], Array]:
+    def _route(self, router: Router, x: Array, see: See) -> tuple[NDArray[np.int64], Array]:
         """Chosen experts and their mixing weights, [k] each."""
-        config, site = self._config, self._router[layer]
-        with self._store.dense(layer, "mlp.gate") as lent:
+        config, site = self._config, router.site
+        with self._store.dense(router.layer, "mlp.gate") as lent:
             w = lent.arrays
             logits = see(site.logits, w.weight.dot(x))
             scores = see(site.scores, 1 / (1 + np.exp(-logits)))
@@ -174,9 +170,9 @@ class Single:
         looked_at, arrays = rows(tap), takes_arrays(tap)
         wanted = self._wanted.get(looked_at)
         if wanted is None:
-            every = range(self._config.num_hidden_layers)
-            found = frozenset(row.format(i=layer) for row in looked_at for layer in every)
-            wanted = self._wanted[looked_at] = found
+            every = range(len(self._layers))
+            wanted = frozenset(row.format(i=layer) for row in looked_at for layer in every)
+            self._wanted[looked_at] = wanted
 
         def see(site: str, value: NDArray[Any], token: int = 0) -> NDArray[Any]:
             if site not in wanted:

@@ -56,14 +56,15 @@ def expert_rows(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor
     if ids.shape[0] != 1:
         return _grouped(x, ids, gate_up, down)
     if gate_up.stride(1) == 1 and not (x.requires_grad or gate_up.requires_grad):
-        stacks = gate_up.numpy(), down.numpy()
-        return torch.from_numpy(_expert_row(x.numpy()[0], ids[0].tolist(), *stacks)[None])
-    token, chosen = x[0], ids[0]
+        (chosen,) = ids.tolist()
+        rows = _expert_row(x.numpy()[0], chosen, gate_up.numpy(), down.numpy())
+        return torch.from_numpy(rows[None])
+    token, asked = x[0], ids[0]
     if x.is_cpu:  # where the weights lie, one after the other: copying them takes longer (measured)
-        inner = torch.cat([torch.mv(gate_up[expert], token) for expert in chosen.tolist()])
+        inner = torch.cat([torch.mv(gate_up[expert], token) for expert in asked.tolist()])
     else:  # without waiting for the ids
-        inner = torch.mv(gate_up.index_select(0, chosen).flatten(0, 1), token)
-    return _down(inner, chosen, down)
+        inner = torch.mv(gate_up.index_select(0, asked).flatten(0, 1), token)
+    return _down(inner, asked, down)
 
 
 def laid(weights: Tensor) -> Tensor:

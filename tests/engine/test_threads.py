@@ -9,7 +9,7 @@ from threadpoolctl import ThreadpoolController
 
 import k2lab
 from k2lab.engine.generate import Prompt, Settings, generate
-from k2lab.engine.threads import FEW, PAIRS, alone, as_here, few, small
+from k2lab.engine.threads import FEW, PAIRS, alone, as_here, few, numpy_alone, small
 from k2lab.lab import Lab
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -95,20 +95,31 @@ def two_of_blas() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_of_blas")
 def test_numpys_products_have_one_thread_as_long_as_anybody_wants_it() -> None:
-    first, second = alone(wanted=True), alone(wanted=True)
-    first.__enter__()
-    second.__enter__()
-    assert set(blas_threads()) == {1}
-    first.__exit__(None, None, None)
-    assert set(blas_threads()) == {1}
-    second.__exit__(None, None, None)
+    with numpy_alone:
+        with numpy_alone:
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}
     assert set(blas_threads()) == {2}
-    with alone(wanted=False):
-        assert set(blas_threads()) == {2}
 
 
 @pytest.mark.usefixtures("two_of_blas")
 def test_an_error_gives_numpy_its_threads_back() -> None:
-    with pytest.raises(RuntimeError), alone(wanted=True):
+    with pytest.raises(RuntimeError), numpy_alone:
         raise RuntimeError
     assert set(blas_threads()) == {2}
+
+
+@pytest.mark.usefixtures("two_of_blas")
+def test_one_token_is_computed_by_one_thread_of_numpy(lab: Lab) -> None:
+    seen: list[int] = []
+
+    def tap(site: str, value: torch.Tensor) -> torch.Tensor:
+        if site == "embed" and value.shape[1] == 1:
+            seen.extend(blas_threads())
+        return value
+
+    given = Prompt((7, 8), ("", ""), ("user", "user"))
+    settings = Settings(max_tokens=2, tap=tap)
+    for _ in generate(lab.model, lab.tokenizer, given, LatentCache(lab.config), settings):
+        assert set(blas_threads()) == {2}  # whoever listens has all of them
+    assert seen and set(seen) == {1}
