@@ -36,7 +36,7 @@ from k2lab.text.tokenizer import Tokenizer
 
 QUESTION = "What do 3 x lamp and 2 x rope cost?"
 THREADS = (1, 2)  # of torch; the peer takes what is faster for it
-TRIAL = 16  # tokens of the trial that chooses among variants
+TRIAL, TRIALS = 16, 3  # tokens of a trial that chooses among variants, and how many there are
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm", "eager")  # the peer's ways to compute experts
 FIRST_TOKEN = """
 import time
@@ -155,10 +155,10 @@ def _own(
 
 
 def _fastest(variants: Sequence[Variant]) -> Variant:
-    """The variant with the best of two trials each; the first try warms up."""
-    for variant in variants:
-        variant.run(TRIAL)
-    return max(variants, key=lambda variant: max(variant.run(TRIAL)[0] for _ in range(2)))
+    """The variant with the best of its trials, which take turns; the first turn warms up."""
+    turns = [[variant.run(TRIAL)[0] for variant in variants] for _ in range(TRIALS + 1)]
+    best = [max(speeds) for speeds in zip(*turns[1:], strict=True)]
+    return variants[best.index(max(best))]
 
 
 @contextmanager
