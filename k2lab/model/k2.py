@@ -12,7 +12,8 @@ e expert · k slot (chosen expert) · d hidden.
 
 The model owns no weights: each part asks the store for tensors named as in the checkpoint. At every
 named site (`spec/sites.py`) a value goes through the tap, which may watch it or change it. Cache,
-rotary arithmetic, INT4, loading and costs live elsewhere.
+rotary arithmetic, INT4, loading and costs live elsewhere; `single.py` has the same network for one
+token on a CPU, proven equal to this one.
 
 Source: DeepSeek-V2/V3 technical reports (MLA, DeepSeekMoE), Kimi K2 technical report.
 """

@@ -30,7 +30,10 @@ Axis = Literal[
 ]
 
 Tap = Callable[[str, Any], Any]
-"""`tap(site, tensor) -> tensor`, called at every site: what it returns is used instead."""
+"""`tap(site, tensor) -> tensor`, called at every site: what it returns is used instead.
+
+One that says what it looks at (`looking_at`) may be spared the other sites.
+"""
 
 Where = Literal["once", "layer", "moe"]
 """Once in the network, in every layer, or in every layer with routed experts."""
