@@ -29,7 +29,7 @@ from k2lab.weights.store import Weights
 OWN = {Block, MLA, Dense, MoE, Router}  # a class of somebody else's computes something else
 Array = NDArray[np.float32]
 See = Callable[..., Any]
-"""`see(site, value, token=0)`: the value after the tap; the token's axis would stand at `token`."""
+"""`see(site, value, token=0)`: the value after the tap; its token axis would come 0th or 1st."""
 
 
 class Single:
@@ -177,13 +177,11 @@ class Single:
         def see(site: str, value: NDArray[Any], token: int = 0) -> NDArray[Any]:
             if site not in wanted:
                 return value
-            shape = value.shape
-            whole = (1, *shape[:token], 1, *shape[token:])
-            shown = value.reshape(whole) if arrays else torch.from_numpy(value).view(whole)
+            shown: Any = value[None, None] if not token else value[None, :, None]
+            if not arrays:
+                shown = torch.from_numpy(shown)
             got = tap(site, shown)
-            if got is shown:
-                return value
-            return np.asarray(got).reshape(shape)
+            return value if got is shown else np.asarray(got).reshape(value.shape)
 
         return see
 
