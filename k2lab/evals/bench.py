@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from itertools import product
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -59,7 +60,7 @@ class Decode:
     forward_ratio: float  # k2lab / that
     k2lab: str  # its dtype
     peer: str  # version, expert implementation, dtype and threads
-    capture_cost: float  # share of the time that route capture adds: on / off − 1
+    capture_cost: float  # share of the time that route capture adds: on / off − 1, side by side
     first_token_seconds: float  # from `import k2lab` to the first token, in a fresh process
     tokens: int  # decoded in each repeat
     prompt_tokens: int
@@ -118,7 +119,7 @@ def decode(folder: Path, *, tokens: int = 128, repeats: int = 5) -> Decode:
         forward_ratio=medians["own"] / medians["forward"],
         k2lab=own.name,
         peer=peer.name,
-        capture_cost=medians["bare"] / medians["own"] - 1,
+        capture_cost=median(map(truediv, speeds["bare"], speeds["own"])) - 1,
         first_token_seconds=median(first_token(folder) for _ in range(3)),
         tokens=tokens,
         prompt_tokens=len(prompt.ids),
