@@ -128,7 +128,7 @@ class RouteCapture:
         They went through the network in one forward, or one by one in so many.
         """
         if self._written:
-            routed = self._of_rows(start)
+            routed = self._of_rows(start, min(self._written, forwards))
         elif self._many["weights"]:
             routed = self._of_many(start, forwards)
         else:
@@ -155,8 +155,8 @@ class RouteCapture:
                 twice = {k: np.concatenate([v, np.empty_like(v)]) for k, v in self._rows.items()}
                 self._rows = twice
 
-    def _of_rows(self, start: int) -> Routed:
-        choice, experts, weights = (rows[: self._written] for rows in self._rows.values())
+    def _of_rows(self, start: int, tokens: int) -> Routed:
+        choice, experts, weights = (rows[:tokens] for rows in self._rows.values())
         if self._all_chosen:  # nobody is left out
             gap = np.full(experts.shape[:2], np.inf, np.float32)
         else:

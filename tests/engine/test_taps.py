@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from k2lab.engine.taps import RouteCapture, chain, edit, untouched, watch
+from k2lab.engine.taps import FIRST_ROWS, RouteCapture, chain, edit, untouched, watch
 from k2lab.errors import SiteError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, Form
@@ -227,3 +227,32 @@ def test_margins_stay_finite_where_groups_are_closed(
     routed = capture.take(0)
     assert routed is not None
     assert (routed.margin == np.float16(65504.0)).all()
+
+
+def test_routes_of_single_tokens_are_those_of_one_forward(model: K2) -> None:
+    """More of them than there is room for at first, and one that was halted half-way."""
+    tokens = FIRST_ROWS + 5
+    ids = IDS[:1].repeat(1, 1 + tokens // IDS.shape[1])[:, :tokens]
+    whole, single = RouteCapture(model.config), RouteCapture(model.config)
+    forward(model, whole.tap, ids)
+    cache = LatentCache(model.config)
+
+    def halt(site: str, value: Tensor) -> Tensor:
+        if site == "layers.2.middle":
+            raise RuntimeError
+        return value
+
+    for place in range(tokens):
+        if place == 3:
+            with torch.inference_mode(), pytest.raises(RuntimeError):
+                step = model.step(1, cache=cache, tap=chain(single.tap, halt))
+                model(ids[:, :1] + 1, step)
+        with torch.inference_mode():
+            model(ids[:, place : place + 1], model.step(1, cache=cache, tap=single.tap))
+        assert single.tokens == 1
+    assert whole.tokens == tokens
+    expected, told = whole.take(0), single.take(0, tokens - 1)
+    assert expected is not None and told is not None and single.take(0) is None
+    assert np.array_equal(told.experts, expected.experts[:-1])  # of the last one nobody asked
+    assert np.allclose(told.weights, expected.weights[:-1], atol=1)
+    assert np.allclose(told.margin, expected.margin[:-1], rtol=1e-2, atol=1e-4)
