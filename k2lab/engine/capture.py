@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from k2lab.engine.events import Captured, Dropped, Routed
-from k2lab.engine.taps import RouteCapture, Value, chain, joined
+from k2lab.engine.taps import RouteCapture, Value, chain, joined, keeping
 from k2lab.errors import BudgetError, InputError
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2Config
-from k2lab.spec.sites import Tap, describe, expand, looking_at, match
+from k2lab.spec.sites import expand, match, parts
 from k2lab.tensors.rope import softmax_scale
 
 BUDGET = 512 * 2**20  # bytes of captured values beyond routes
 FEWEST = 256  # tokens that a budget must hold
 HELD_SECONDS = 0.06  # values may wait so long, less than a frame of the page; a slow model's never
-TRIALS = 50  # calls of a tap, to know what one costs
+TRIALS = 4  # of a forward's calls, to know what they cost
 BLOCKS = 8  # the oldest tokens go in blocks of this part of the budget
 
 Layers = tuple[int, ...] | None
@@ -174,42 +174,37 @@ class Capture:
         self._routes = RouteCapture(config) if level.routes else None
         self._seen: dict[str, list[Value]] = {}
         self._layers: dict[str, tuple[int, ...]] = {}
-        self._sees: dict[str, list[Value]] = {}
+        lists: dict[str, list[Value]] = {}
         every = tuple(range(config.num_hidden_layers))
         for part, sites in SITES.items():
             wanted = getattr(level, part)
             layers = _chosen(wanted, config.moe_layers if part == "scores" else every)
             for site in sites if layers else ():
                 self._layers[NAMES[site]] = layers
-                self._seen[NAMES[site]] = []
+                seen = self._seen[NAMES[site]] = []
                 for layer in layers:
                     (name,) = match(f"layers.{layer}.{site}", config)
-                    self._sees[name] = self._seen[NAMES[site]]
+                    lists[name] = seen
+        taps = [self._routes.tap] if self._routes else []
+        self.tap = chain(*taps, *([keeping(lists)] if lists else []))
+        """The tap that watches."""
+        self._kept = [*(self._routes.seen if self._routes else {}).values(), *self._seen.values()]
         self._heads = _heads(level, config)
         self._scale = softmax_scale(config)
         self._room = self._check_budget(config) if self._seen else 0
         self._dropped = 0
-        self._tap_seconds = self._time_of_taps(config)
-        self._waiting, self._first, self._told = 0, 0, 0.0  # forwards that wait to be told
+        self._called, self._told = self._time_of_watching(config)  # seconds of a forward
+        self._waiting, self._first, self._last = 0, 0, 0.0  # forwards that wait to be told of
 
-    @property
-    def tap(self) -> Tap:
-        """The tap that watches."""
-        taps = [self._routes.tap] if self._routes else []
-        if self._seen:
-            watched = {describe(site).name for site in self._sees}
-            taps.append(looking_at(partial(self._see), watched, arrays=True))
-        return chain(*taps)
+    def take(self, start: int, tokens: int) -> Iterable[Routed | Captured | Dropped]:
+        """What was seen since the last call: of so many tokens from index `start`.
 
-    def take(self, start: int) -> Iterable[Routed | Captured | Dropped]:
-        """What was seen since the last call, for tokens from index `start`.
-
-        It may come a little later, of several tokens at once: see `rest`.
+        Of single ones it may come a little later, of several at once: see `rest`.
         """
         if not self._waiting:
             self._first = start
         self._waiting += 1
-        if self._tokens() != 1 or time.perf_counter() - self._told > HELD_SECONDS:
+        if tokens != 1 or time.perf_counter() - self._last > HELD_SECONDS:
             return self.rest()
         return ()
 
@@ -221,20 +216,22 @@ class Capture:
         if not self._waiting:
             return
         first, forwards, self._waiting = self._first, self._waiting, 0
-        taps, began = forwards * self._tap_seconds, time.perf_counter()
+        told = any(kept and not isinstance(kept[0], Tensor) for kept in self._kept)
+        watching = forwards * (self._told if told else self._called)
+        began = time.perf_counter()
         routed = self._routes.take(first, forwards) if self._routes else None
         if routed is not None:
-            seconds = time.perf_counter() - began + taps
+            seconds = time.perf_counter() - began + watching
             yield Routed(first, routed.experts, routed.weights, routed.margin, seconds)
         if self._seen:
             began = time.perf_counter()
             arrays = {name: self._array(name, forwards) for name in self._seen}
             for values in self._seen.values():
                 values.clear()
-            seconds = time.perf_counter() - began + (taps if routed is None else 0)
+            seconds = time.perf_counter() - began + (watching if routed is None else 0)
             yield Captured(first, self._heads, self._layers, arrays, seconds)
             yield from self._over(first + len(next(iter(arrays.values()))))
-        self._told = time.perf_counter()
+        self._last = time.perf_counter()
 
     def _over(self, stop: int) -> Iterator[Dropped]:
         """What goes to stay within the budget, once the tokens before `stop` are told."""
@@ -244,26 +241,24 @@ class Capture:
             self._dropped = first
             yield Dropped(first, self._level.budget)
 
-    def _tokens(self) -> int:
-        """Tokens of the last forward."""
-        if self._routes:
-            return self._routes.tokens
-        return next(iter(self._seen.values()))[-1].shape[1]
+    def _time_of_watching(self, config: K2Config) -> tuple[float, float]:
+        """Seconds that a forward's calls of the tap take, or what is told instead: measured here.
 
-    def _time_of_taps(self, config: K2Config) -> float:
-        """Seconds that a forward's calls of the tap take: measured here, not in each forward."""
-        tap, nothing, began = self.tap, torch.empty(0), 0.0
-        for trial in range(-10, TRIALS):  # the first ones warm up
-            if not trial:
-                began = time.perf_counter()
-            tap("", nothing)
-        return (time.perf_counter() - began) / TRIALS * len(expand(config))
-
-    def _see(self, site: str, value: Value) -> Value:
-        seen = self._sees.get(site)
-        if seen is not None:
-            seen.append(value)
-        return value
+        In each forward the clock would cost as much as they do.
+        """
+        nothing, notes = torch.empty(0), parts(self.tap)[1].values()
+        calls = [partial(self.tap, "", nothing)] * len(expand(config))
+        seconds = []
+        for each in (calls, [partial(note, nothing) for note in notes]):
+            for trial in range(TRIALS):
+                if trial == 1:  # the first one warms up
+                    began = time.perf_counter()
+                for call in each:
+                    call()
+            seconds.append((time.perf_counter() - began) / (TRIALS - 1))
+        for kept in self._kept:
+            kept.clear()
+        return seconds[0], seconds[1]
 
     def _array(self, name: str, forwards: int) -> np.ndarray:
         """What was seen of one forward, or of so many of one token each: [token, layer, …]."""

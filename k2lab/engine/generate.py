@@ -108,7 +108,7 @@ def generate(
         # inference_mode belongs to the thread, so it must not stay on across a yield.
         with torch.inference_mode(), alone(wanted=little and short):
             logits = forward(ids, cache, tap)
-            return logits, list(capture.take(start)) if capture else []
+            return logits, list(capture.take(start, len(ids))) if capture else []
 
     for offset in range(0, len(prompt.ids), CHUNK):
         part = slice(offset, offset + CHUNK)

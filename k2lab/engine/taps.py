@@ -6,8 +6,8 @@
 behind every live view. A pattern that matches no site of the model raises `SiteError`.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,23 @@ from torch import Tensor
 
 from k2lab.engine.events import Routed
 from k2lab.spec.config import K2Config
-from k2lab.spec.sites import Tap, describe, looking_at, match, rows, takes_arrays
+from k2lab.spec.sites import (
+    Notes,
+    Tap,
+    describe,
+    looking_at,
+    match,
+    noting,
+    parts,
+    rows,
+    takes_arrays,
+)
+from k2lab.spec.sites import untouched as untouched
 
-FIRST_ROWS = 64  # tokens that route capture has room for at first: more than a frame holds
+MOST = 65504.0  # float16's largest
 
 Value = Tensor | NDArray[Any]
 """What a tap is shown; arrays only where it says that it takes them (`looking_at`)."""
-
-
-def untouched(site: str, value: Tensor) -> Tensor:
-    """The value itself: the tap of a run that nobody watches."""
-    return value
-
-
-looking_at(untouched, (), arrays=True)
 
 
 def watch(pattern: str, config: K2Config, see: Callable[[str, Tensor], None]) -> Tap:
@@ -63,128 +66,98 @@ def chain(*taps: Tap) -> Tap:
     active = [tap for tap in taps if tap is not untouched]
     if len(active) < 2:
         return active[0] if active else untouched
+    return reduce(_then, active)
 
-    def joined(first: Tap, second: Tap) -> Tap:
-        both, arrays = rows(first) | rows(second), takes_arrays(first) and takes_arrays(second)
-        tap: Tap = lambda site, value: second(site, first(site, value))  # noqa: E731 - it is named
-        return looking_at(tap, both, arrays=arrays)
 
-    return reduce(joined, active)
+def _then(first: Tap, second: Tap) -> Tap:
+    """One tap that is the first, then the second; what the second watches may still be told."""
+    both, (after, notes) = _calls(first, second), parts(second)
+    if not notes:
+        return both
+    if after is untouched:
+        after, known = parts(first)
+        return noting(both, _noted(known, notes), after=after)
+    return noting(both, notes, after=_calls(first, after))
+
+
+def _calls(first: Tap, second: Tap) -> Tap:
+    tap: Tap = lambda site, value: second(site, first(site, value))  # noqa: E731 - it is named
+    arrays = takes_arrays(first) and takes_arrays(second)
+    return looking_at(tap, rows(first) | rows(second), arrays=arrays)
+
+
+def _noted(first: Notes, second: Notes) -> Notes:
+    """What both are told, the first one before the second."""
+
+    def both(site: str) -> Callable[[Any], None]:
+        one, other = first[site], second[site]
+        return lambda value: (one(value), other(value))[1]
+
+    return {**first, **second, **{site: both(site) for site in first.keys() & second.keys()}}
+
+
+def keeping(lists: Mapping[str, list[Value]]) -> Tap:
+    """A tap that puts each value of these sites at the end of its list, and changes nothing."""
+    look = lists.get
+
+    def tap(site: str, value: Tensor) -> Tensor:
+        seen = look(site)
+        if seen is not None:
+            seen.append(value)
+        return value
+
+    looking_at(tap, (describe(each).name for each in lists))
+    return noting(tap, {site: seen.append for site, seen in lists.items()})
 
 
 def joined(values: Sequence[Value]) -> Tensor:
-    """Values that a tap has kept, one after the other along the first axis."""
-    if any(isinstance(each, Tensor) for each in values):
+    """What a tap was shown [batch, token, …], or told [, …], one after the other."""
+    if isinstance(values[0], Tensor):
         return torch.cat([torch.as_tensor(each) for each in values])
-    return torch.from_numpy(np.concatenate(values))
+    whole = np.concatenate(values)
+    return torch.from_numpy(whole.reshape(len(values), 1, *values[0].shape))
 
 
 class RouteCapture:
     """Collects which experts each token went to, with weights and margins, for batch 1.
 
     Costs 3 bytes per (MoE layer, slot) and 2 per MoE layer for each token: 1,560 bytes at K2 size.
-    On single tokens the price is calls, not arithmetic: each value is written where it will be
-    read, since joining them afterwards takes longer than that (measured).
     """
 
     def __init__(self, config: K2Config) -> None:
         self._factor = 255 / config.routed_scaling_factor
         self._layers, self._slots = len(config.moe_layers), config.num_experts_per_tok
         self._all_chosen = config.n_routed_experts == self._slots
-        # Of single tokens [token, layer, …]; of others, and on a GPU, as the network had them.
-        shape = (FIRST_ROWS, self._layers)
-        self._rows: dict[str, NDArray[Any]] = {
-            "choice": np.empty((*shape, config.n_routed_experts), np.float32),
-            "experts": np.empty((*shape, self._slots), np.int64),
-            "weights": np.empty((*shape, self._slots), np.float32),
-        }
-        self._written = 0  # whole tokens in these rows
-        self._many: dict[str, list[Tensor]] = {leaf: [] for leaf in self._rows}
-        sees = {
-            f"layers.{layer}.mlp.router.{leaf}": partial(self._see, leaf, place)
-            for place, layer in enumerate(config.moe_layers)
-            for leaf in self._rows
-        }
-        look = sees.get
-
-        def tap(site: str, value: Value) -> Value:
-            see = look(site)
-            if see is not None:
-                see(value)
-            return value
-
-        watched = (f"layers.{{i}}.mlp.router.{leaf}" for leaf in self._rows)
-        self.tap: Tap = looking_at(tap, watched, arrays=True)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the last forward that was seen."""
-        many = self._many["experts"]
-        return many[-1].shape[1] if many else min(self._written, 1)
+        self.seen: dict[str, list[Value]] = {leaf: [] for leaf in ("choice", "experts", "weights")}
+        self.tap: Tap = keeping(
+            {
+                f"layers.{layer}.mlp.router.{leaf}": seen
+                for layer in config.moe_layers
+                for leaf, seen in self.seen.items()
+            }
+        )
 
     def take(self, start: int, forwards: int = 1) -> Routed | None:
         """What was seen since the last call, for tokens from index `start`; None without MoE.
 
         They went through the network in one forward, or one by one in so many.
         """
-        if self._written:
-            routed = self._of_rows(start, min(self._written, forwards))
-        elif self._many["weights"]:
-            routed = self._of_many(start, forwards)
-        else:
-            return None
-        self.clear()
-        return routed
-
-    def clear(self) -> None:
-        """Forget what a halted forward left behind."""
-        self._written = 0
-        for seen in self._many.values():
-            seen.clear()
-
-    def _see(self, leaf: str, place: int, value: Value) -> None:
-        if isinstance(value, Tensor):
-            if value.shape[1] != 1 or not value.is_cpu:
-                self._many[leaf].append(value)
-                return
-            value = value.numpy(force=True)
-        self._rows[leaf][self._written, place] = value
-        if leaf == "weights" and place == self._layers - 1:  # the last that a token has
-            self._written += 1
-            if self._written == len(self._rows[leaf]):
-                twice = {k: np.concatenate([v, np.empty_like(v)]) for k, v in self._rows.items()}
-                self._rows = twice
-
-    def _of_rows(self, start: int, tokens: int) -> Routed:
-        choice, experts, weights = (rows[:tokens] for rows in self._rows.values())
-        if self._all_chosen:  # nobody is left out
-            gap = np.full(experts.shape[:2], np.inf, np.float32)
-        else:
-            last = np.take_along_axis(choice, experts, -1).min(-1)
-            np.put_along_axis(choice, experts, -np.inf, -1)
-            with np.errstate(invalid="ignore"):
-                gap = last - choice.max(-1)
-        return self._routed(start, experts, weights * self._factor, gap)
-
-    def _of_many(self, start: int, forwards: int) -> Routed:
         whole = forwards * self._layers  # without what a halted forward left
-        choice, chosen, weights = (torch.cat(seen[:whole]) for seen in self._many.values())
-        if self._all_chosen:
-            gap = torch.full(chosen.shape[:2], float("inf"))
-        else:
+        if not self.seen["weights"]:
+            return None
+        choice, chosen, weights = (joined(seen[:whole]) for seen in self.seen.values())
+        for seen in self.seen.values():
+            seen.clear()
+        gap = torch.full(chosen.shape[:2], float("inf"))
+        if not self._all_chosen:  # else nobody is left out
             # Not by a larger top k: over a prompt that takes sixteen times as long (measured).
             first = choice.scatter(-1, chosen, float("-inf")).amax(-1)
-            gap = choice.gather(-1, chosen).amin(-1) - first
+            gap = (choice.gather(-1, chosen).amin(-1) - first).clamp(max=MOST)
         found = [each.cpu().numpy() for each in (chosen, weights * self._factor, gap)]
         if forwards > 1:  # each is [forward · layer, 1, …]
             row = (forwards, self._layers)
-            return self._routed(start, *(each.reshape(*row, *each.shape[2:]) for each in found))
-        return self._routed(start, *(each.swapaxes(0, 1) for each in found))  # by token first
-
-    def _routed(
-        self, start: int, experts: NDArray[Any], share: NDArray[Any], gap: NDArray[Any]
-    ) -> Routed:
-        """The event, of share of 255 and gap from the last chosen to the first not chosen."""
-        margin = gap if self._all_chosen else np.minimum(gap, 65504)  # float16's largest
-        weights = np.rint(np.minimum(share, 255)).astype(np.uint8)
-        return Routed(start, experts.astype(np.uint16), weights, margin.astype(np.float16))
+            experts, share, margin = (each.reshape(*row, *each.shape[2:]) for each in found)
+        else:
+            experts, share, margin = (each.swapaxes(0, 1) for each in found)
+        share = np.rint(np.minimum(share, 255)).astype(np.uint8)
+        return Routed(start, experts.astype(np.uint16), share, margin.astype(np.float16))

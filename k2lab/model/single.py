@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, MLA, Block, Dense, MoE, Router
 from k2lab.spec.config import LATENT_NORM_EPS
-from k2lab.spec.sites import Tap, rows, takes_arrays
+from k2lab.spec.sites import Tap, parts, rows, takes_arrays
 from k2lab.tensors.linear import silu
 from k2lab.tensors.rope import softmax_scale
 from k2lab.weights.store import Weights
@@ -167,21 +167,27 @@ class Single:
 
     def _shown(self, tap: Tap) -> See:
         """What gives the tap the values that it looks at."""
-        looked_at, arrays = rows(tap), takes_arrays(tap)
+        called, notes = parts(tap)
+        looked_at = rows(called)
         wanted = self._wanted.get(looked_at)
         if wanted is None:
             every = range(len(self._layers))
             wanted = frozenset(row.format(i=layer) for row in looked_at for layer in every)
             self._wanted[looked_at] = wanted
+        arrays, told = takes_arrays(called), notes.get
 
         def see(site: str, value: NDArray[Any], token: int = 0) -> NDArray[Any]:
-            if site not in wanted:
-                return value
-            shown: Any = value[None, None] if not token else value[None, :, None]
-            if not arrays:
-                shown = torch.from_numpy(shown)
-            got = tap(site, shown)
-            return value if got is shown else np.asarray(got).reshape(value.shape)
+            if site in wanted:
+                shown: Any = value[None, None] if not token else value[None, :, None]
+                if not arrays:
+                    shown = torch.from_numpy(shown)
+                got = called(site, shown)
+                if got is not shown:
+                    value = np.asarray(got).reshape(value.shape)
+            note = told(site)
+            if note is not None:
+                note(value)
+            return value
 
         return see
 

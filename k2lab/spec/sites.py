@@ -6,7 +6,7 @@ Source: symbols of the DeepSeek-V2 and DeepSeek-V3 reports (arXiv 2405.04434, 24
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
@@ -32,8 +32,12 @@ Axis = Literal[
 Tap = Callable[[str, Any], Any]
 """`tap(site, tensor) -> tensor`, called at every site: what it returns is used instead.
 
-One that says what it looks at (`looking_at`) may be spared the other sites.
+One that says what it looks at (`looking_at`) may be spared the other sites; one that only watches
+may say so (`noting`), and be told instead of called.
 """
+
+Notes = Mapping[str, Callable[[Any], None]]
+"""What is told the value of a site, by the site's name: see `noting`."""
 
 Where = Literal["once", "layer", "moe"]
 """Once in the network, in every layer, or in every layer with routed experts."""
@@ -247,6 +251,29 @@ def rows(tap: Tap) -> frozenset[str]:
 def takes_arrays(tap: Tap) -> bool:
     """Whether the tap says that it takes arrays as well as tensors."""
     return getattr(tap, "arrays", False)
+
+
+def untouched(site: str, value: Any) -> Any:
+    """The value itself: the tap of a run that nobody watches."""
+    return value
+
+
+looking_at(untouched, (), arrays=True)
+
+
+def noting(tap: Tap, notes: Notes, *, after: Tap = untouched) -> Tap:
+    """The tap, which now says that all it does is what `after` does, and then to watch these sites.
+
+    For one token a network may call `after` alone, and tell `notes[site]` what came of it: an array
+    without batch and token axes, which may be kept, since nobody writes to it any more.
+    """
+    tap.notes, tap.after = notes, after  # type: ignore[attr-defined]
+    return tap
+
+
+def parts(tap: Tap) -> tuple[Tap, Notes]:
+    """What of the tap must be called, and what may be told afterwards instead (`noting`)."""
+    return getattr(tap, "after", tap), getattr(tap, "notes", {})
 
 
 def describe(name: str) -> Site:

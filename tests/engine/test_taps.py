@@ -2,18 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from k2lab.engine.taps import FIRST_ROWS, RouteCapture, chain, edit, untouched, watch
+from k2lab.engine.taps import RouteCapture, chain, edit, keeping, untouched, watch
 from k2lab.errors import SiteError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, Form
 from k2lab.spec.config import K2Config
-from k2lab.spec.sites import SITES, Tap, describe, expand
+from k2lab.spec.sites import SITES, Tap, describe, expand, parts
 
 Configs = Callable[..., K2Config]
 Models = Callable[..., K2]
@@ -178,6 +179,32 @@ def test_a_chain_passes_values_on_in_order(model: K2) -> None:
     assert chain() is untouched
 
 
+@pytest.mark.parametrize(
+    ("place", "shown", "told"),
+    [(0, [2, 2], 2), (1, [1, 2], 1), (2, [1, 1], 0), (None, [1, 1], 2)],
+)
+def test_what_a_chain_is_told_is_what_a_call_would_show(
+    place: int | None, shown: list[int], told: int, tiny_config: Configs
+) -> None:
+    """An edit before, between or after two taps that keep what they see, or nowhere."""
+    lists: list[list[Any]] = [[], []]
+    taps = [keeping({"embed": kept}) for kept in lists]
+    if place is not None:
+        taps.insert(place, edit("embed", tiny_config(), lambda value: value + 1))
+    whole = chain(*taps)
+    result = whole("embed", torch.ones(()))
+    assert [[int(value) for value in kept] for kept in lists] == [[each] for each in shown]
+    for kept in lists:
+        kept.clear()
+    called, notes = parts(whole)
+    value = called("embed", torch.ones(()))
+    assert value == result
+    assert sum(map(len, lists)) == 2 - told  # those before an edit must be called
+    for note in notes.values():
+        note(value)
+    assert [[int(value) for value in kept] for kept in lists] == [[each] for each in shown]
+
+
 def test_route_capture_reports_what_the_router_did(model: K2) -> None:
     values: dict[str, Tensor] = {}
 
@@ -230,8 +257,8 @@ def test_margins_stay_finite_where_groups_are_closed(
 
 
 def test_routes_of_single_tokens_are_those_of_one_forward(model: K2) -> None:
-    """More of them than there is room for at first, and one that was halted half-way."""
-    tokens = FIRST_ROWS + 5
+    """One that was halted half-way is not among them."""
+    tokens = 40
     ids = IDS[:1].repeat(1, 1 + tokens // IDS.shape[1])[:, :tokens]
     whole, single = RouteCapture(model.config), RouteCapture(model.config)
     forward(model, whole.tap, ids)
@@ -243,14 +270,10 @@ def test_routes_of_single_tokens_are_those_of_one_forward(model: K2) -> None:
         return value
 
     for place in range(tokens):
-        if place == 3:
-            with torch.inference_mode(), pytest.raises(RuntimeError):
-                step = model.step(1, cache=cache, tap=chain(single.tap, halt))
-                model(ids[:, :1] + 1, step)
         with torch.inference_mode():
             model(ids[:, place : place + 1], model.step(1, cache=cache, tap=single.tap))
-        assert single.tokens == 1
-    assert whole.tokens == tokens
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        model(ids[:, :1], model.step(1, cache=cache, tap=chain(single.tap, halt)))
     expected, told = whole.take(0), single.take(0, tokens - 1)
     assert expected is not None and told is not None and single.take(0) is None
     assert np.array_equal(told.experts, expected.experts[:-1])  # of the last one nobody asked

@@ -13,13 +13,23 @@ from k2lab.engine.edits import BiasExperts, Edit, RouteAround, SwapRouter, ZeroE
 from k2lab.engine.events import Event, Routed, TokenChosen
 from k2lab.engine.generate import Prompt, Settings, generate
 from k2lab.engine.surgery import Surgery
-from k2lab.engine.taps import chain, edit, untouched, watch
+from k2lab.engine.taps import chain, edit, keeping, untouched, watch
 from k2lab.lab import Lab
 from k2lab.model.cache import CHUNK, LatentCache
 from k2lab.model.k2 import K2, Router, Step
 from k2lab.model.single import Single
 from k2lab.spec.config import K2Config, RopeScaling
-from k2lab.spec.sites import EVERY, SITES, Tap, expand, looking_at, rows
+from k2lab.spec.sites import (
+    EVERY,
+    SITES,
+    Tap,
+    describe,
+    expand,
+    looking_at,
+    noting,
+    parts,
+    rows,
+)
 from k2lab.text.template import render
 from k2lab.weights.meta import Meta
 
@@ -153,6 +163,33 @@ def test_taps_in_a_chain_are_shown_what_any_of_them_looks_at(tiny_config: Config
     assert rows(untouched) == frozenset()
     assert rows(chain(first, second)) == {"layers.{i}.mlp.router.scores", "layers.{i}.input"}
     assert rows(chain(first, lambda _, value: value)) == EVERY  # it does not say
+
+
+@pytest.mark.parametrize("changes", SHAPES)
+def test_what_is_told_is_what_a_call_would_show(
+    changes: dict[str, Any], tiny_config: Configs, tiny_model: Models
+) -> None:
+    """At every site, after an edit, which is called."""
+    model = tiny_model(tiny_config(**changes))
+    double = edit("*.router.scores", model.config, lambda value: value * 2)
+    kept: dict[str, list[Any]] = {site: [] for site in expand(model.config)}
+    shown: list[tuple[str, Tensor]] = []
+    cache = prefixed(model)
+    keep, calls = keeping(kept), list[str]()
+
+    def counted(site: str, value: Tensor) -> Tensor:
+        calls.append(site)
+        return keep(site, value)
+
+    after_edit = chain(double, noting(counted, parts(keep)[1]))
+    first = one(model, 7, cache.fork(), after_edit)
+    second = one(model, 7, cache, chain(double, seeing(shown)))
+    assert torch.equal(first, second) and not calls
+    assert [site for site, told in kept.items() if len(told) == 1] == [site for site, _ in shown]
+    for site, value in shown:
+        axes = dict(zip(("batch", *describe(site).axes), value.shape, strict=True))
+        shape = [size for axis, size in axes.items() if axis not in ("batch", "token")]
+        assert np.array_equal(kept[site][0], value.numpy().reshape(shape))
 
 
 @pytest.mark.parametrize("tokens", [CHUNK - 2, CHUNK + 3])
