@@ -68,7 +68,7 @@ def add_commands(commands: Any) -> None:
     looking = add(
         benches, "watching", _bench_watching, "cost of capture and live view, first picture"
     )
-    looking.add_argument("--repeats", type=positive, default=40, help="turns (default: 40)")
+    looking.add_argument("--repeats", type=positive, default=300, help="turns (default: 300)")
     add_model(looking)
     add_json(looking)
 

@@ -1,13 +1,14 @@
 """What watching costs, and when the first picture comes: in a real JupyterLab and Chromium.
 
-Costs are processor time of the kernel, in which the feeding of the widgets is included: the arms
-(nothing recorded, routes, everything, routes with the dashboard looking on) take turns, each is
-compared with another one of the same turn, and the median of all turns is told with its interval.
-Between two runs a busy machine makes more of a difference than the dashboard does, so what the
-dashboard takes is also told apart: the time of all threads but the one that computes. The picture
-that the notebook keeps, drawn once a run is over, is left out of both. The first picture counts
-from Run to the first token in the page: in a kernel that has imported nothing, and in one that has
-answered before.
+Costs are processor time of the kernel, in which the feeding of the widgets is included. Between two
+runs a busy machine makes more of a difference than watching does. So the arms (nothing recorded,
+routes, everything; and routes with the dashboard looking on) are conversations that go on side by
+side, a few tokens each in turn; what an arm takes is compared with what the other one took for the
+same tokens, and the median of all turns is told with its interval. They decode on over the end of
+the answer: nothing is read or asked in between. What a dashboard takes beside
+the thread that computes is also told apart. What a run costs once, at its beginning and its end,
+belongs to the first picture. That counts from Run to the first token in the page: in a kernel that
+has imported nothing, and in one that has answered before.
 """
 
 import json
@@ -20,15 +21,26 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from k2lab.engine.capture import FULL, OFF, ROUTE, Level
+from k2lab.engine.sampling import Sampler, greedy
 from k2lab.evals.jupyter import chromium, jupyterlab, open_notebook, write_notebook
 from k2lab.evals.stats import Middle, middle
+from k2lab.spec.sites import looking_at
+from k2lab.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from k2lab.widgets.store import Store
 
 QUESTION = "What do 3 x lamp and 2 x rope cost?"
 PATIENCE = 600_000  # ms
-REPEATS = 40  # turns
+REPEATS = 300  # turns with the dashboard
+BESIDE = 5  # turns of capture for each of them
+LENGTH = 1000  # tokens of a conversation, after which it begins anew
+BLOCK = 24  # tokens of a turn of capture: as many as are told at once
+LOOK = 150  # of a turn with the dashboard: two frames or three
+SETTLE = 0.03  # seconds in which the kernel sends what the store has given it
 TOKEN = (
     "() => document.querySelectorAll('.k2-dashboard')[{}]?.querySelector('.k2-thinking .k2-token')"
 )
@@ -46,11 +58,11 @@ BEGIN = "k2lab-costs "  # marks the figures in the cell's output
 class Costs:
     """Processor time that is added, as shares, each within a turn."""
 
-    seconds: float  # nothing recorded, nobody looks
+    token_microseconds: float  # nothing recorded, nobody looks
     route_capture: Middle  # routes against nothing
     full_capture: Middle  # everything against nothing
     live_view: Middle  # routes with a dashboard against routes
-    live_microseconds: float  # per token, of threads that do not compute, for the dashboard
+    live_microseconds: Middle  # per token, of threads that do not compute, for the dashboard
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,45 +105,135 @@ def watching(*, folder: str | None = None, repeats: int = REPEATS) -> Watching:
     return Watching(read(found["costs"]), fresh, median(warm), Branching(**found["branch"]))
 
 
+class Gate:
+    """A tap that lets a run go on for so many forwards at a time."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._left, self._waits = 0, False
+        self.spent = 0.0  # processor seconds of the run's thread when it last came to wait
+
+        def tap(site: str, value: Any) -> Any:
+            if site == "embed":
+                self._wait()
+            return value
+
+        self.tap = looking_at(tap, ("embed",), arrays=True)
+
+    def open(self, forwards: int, run: Any) -> bool:
+        """Let so many through, and return once they are; whether the run wants to go on."""
+        with self._changed:
+            self._left, self._waits = forwards, False
+            self._changed.notify_all()
+            while not self._waits and not run.done:
+                self._changed.wait(0.1)
+        return not run.done
+
+    def _wait(self) -> None:
+        with self._changed:
+            if not self._left:
+                self.spent, self._waits = time.thread_time(), True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._left)
+            self._left -= 1
+
+
+class Arm:
+    """One way to watch a conversation, which goes on some tokens at a time."""
+
+    def __init__(self, lab: Any, capture: Level, store: "Store | None" = None) -> None:
+        self.store = store
+        self._lab, self._capture = lab.beside(), capture
+
+    def begin(self) -> None:
+        """The conversation from its beginning, up to its first token."""
+        self._gate = Gate()
+        self._run = self._lab.run(
+            QUESTION,
+            sampler=on_and_on(self._lab.tokenizer),
+            max_tokens=LENGTH,
+            capture=self._capture,
+            store=self.store,
+            tap=self._gate.tap,
+        )
+        self._gate.open(2, self._run)
+        self._settle()
+
+    def go_on(self, forwards: int) -> tuple[float, float] | None:
+        """Processor seconds that they took: all, and beside the run's own thread; None: ended."""
+        began, spent = time.process_time(), self._gate.spent
+        if not self._gate.open(forwards, self._run):
+            return None
+        self._settle()
+        whole = time.process_time() - began
+        return whole, whole - (self._gate.spent - spent)
+
+    def end(self) -> None:
+        """Leave the conversation where it is."""
+        self._run.stop()
+        while not self._run.done:
+            self._gate.open(1, self._run)
+
+    def _settle(self) -> None:
+        """Wait until the kernel has sent what there is."""
+        while self.store and self.store.pending:
+            time.sleep(SETTLE)
+        if self.store:
+            time.sleep(SETTLE)
+
+
+def on_and_on(tokenizer: Tokenizer) -> Sampler:
+    """The likeliest token that is no marker: nothing ends, nothing is called."""
+    markers = torch.tensor([i for i in range(tokenizer.n_vocab) if tokenizer.is_special(i)])
+
+    def sampler(logits: torch.Tensor) -> int:
+        return greedy(logits.index_fill(0, markers, -torch.inf))
+
+    return sampler
+
+
 def costs(lab: Any, store: "Store", repeats: int) -> dict[str, Any]:
     """Costs and the branch, measured in this process; the store's widgets look on."""
-    import torch
-
-    from k2lab.widgets.store import ENDED_THREAD
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the other core is for those who look
-
-    def seconds(capture: str, looking: "Store | None") -> tuple[float, float]:
-        """Of the process, and beside the run's own thread for each token."""
-        began = time.process_time()
-        run = lab.run(QUESTION, capture=capture, store=looking).wait()
-        while looking and looking.status.get("state") != "done":
-            time.sleep(0.1)  # looking at it more often would be a cost of its own
-        whole = time.process_time() - began
-        for thread in threading.enumerate():  # which draws what the notebook keeps of the run
-            if thread.name == ENDED_THREAD:
-                thread.join()
-        return whole, (whole - run.cpu_seconds) / run.trace.stopped.tokens
-
-    arms = [("off", None), ("route", None), ("full", None), ("route", store)]
-    found: list[list[tuple[float, float]]] = [[] for _ in arms]
-    for turn in range(repeats + 1):
-        for place in range(len(arms)):  # another arm begins in each turn
-            arm = (place + turn) % len(arms)
-            found[arm].append(seconds(*arms[arm]))
+    captures = [Arm(lab, level) for level in (OFF, ROUTE, FULL)]
+    turns = _turns(captures, BLOCK, repeats * BESIDE)
+    off, route, full = ([whole for whole, _ in each] for each in turns)
+    unseen, seen = _turns([Arm(lab, ROUTE), Arm(lab, ROUTE, store)], LOOK, repeats)
     torch.set_num_threads(before)
-    # The first turn warms up.
-    off, route, full, view = ([whole for whole, _ in each[1:]] for each in found)
-    beside = [median(rest for _, rest in each[1:]) for each in found]
     measured = Costs(
-        seconds=round(median(off), 3),
+        token_microseconds=round(median(off) / BLOCK * 1e6),
         route_capture=_added(route, off),
         full_capture=_added(full, off),
-        live_view=_added(view, route),
-        live_microseconds=round((beside[3] - beside[1]) * 1e6, 1),
+        live_view=_added([whole for whole, _ in seen], [whole for whole, _ in unseen]),
+        live_microseconds=middle(
+            [
+                round((view - rest) / LOOK * 1e6, 1)
+                for (_, view), (_, rest) in zip(seen, unseen, strict=True)
+            ]
+        ),
     )
     return {"costs": asdict(measured), "branch": asdict(branching(lab))}
+
+
+def _turns(arms: Sequence[Arm], forwards: int, turns: int) -> list[list[tuple[float, float]]]:
+    """What each arm took in each turn; conversations that end begin anew."""
+    found: list[list[tuple[float, float]]] = [[] for _ in arms]
+    while len(found[0]) < turns:
+        for arm in arms:
+            arm.begin()
+        while len(found[0]) < turns:
+            turn = len(found[0])
+            order = [(place + turn) % len(arms) for place in range(len(arms))]  # all come first
+            taken = [(place, arms[place].go_on(forwards)) for place in order]
+            whole = [(place, seconds) for place, seconds in taken if seconds]
+            if len(whole) < len(arms):
+                break
+            for place, seconds in whole:
+                found[place].append(seconds)
+        for arm in arms:
+            arm.end()
+    return found
 
 
 def _added(seconds: Sequence[float], others: Sequence[float]) -> Middle:

@@ -142,6 +142,13 @@ class Store(K2Widget):
         ]
         return write_tree(runs, Path(path), shown=name, details=self._looked_at())
 
+    @property
+    def pending(self) -> bool:
+        """Whether the page has not been sent all tokens yet."""
+        trace, cursor = self.source.trace, self._cursor
+        there = len(trace), min(trace.routed, len(trace)), len(trace.moved)
+        return (cursor.token, cursor.routed, cursor.moved) != there
+
     def when_done(self, act: Callable[[], object]) -> None:
         """Calls `act` in a thread of its own when a run has ended: this one, or one after it."""
         self._acts.append(act)
@@ -176,7 +183,7 @@ class Store(K2Widget):
                     self._send_status()
                     told = now
                 with self._lock:
-                    if source is self.source and done and not more and not self._pending():
+                    if source is self.source and done and not more and not self.pending:
                         self._thread = None
                         self._ended()
                         return
@@ -194,11 +201,6 @@ class Store(K2Widget):
             for act in self._acts:
                 start_worker(ENDED_THREAD, act)
 
-    def _pending(self) -> bool:
-        trace, cursor = self.source.trace, self._cursor
-        there = len(trace), min(trace.routed, len(trace)), len(trace.moved)
-        return (cursor.token, cursor.routed, cursor.moved) != there
-
     def _send_frame(self) -> bool:
         """Sends one frame; whether there is more to send right away."""
         with self._lock:
@@ -208,7 +210,7 @@ class Store(K2Widget):
                 for place, record in enumerate(list(trace.calls))
                 if place >= len(cursor.calls) or cursor.calls[place] is not record
             ]
-            if not calls and not self._pending():
+            if not calls and not self.pending:
                 return False
             cursor.calls = list(trace.calls)
             length = len(trace)
@@ -226,7 +228,7 @@ class Store(K2Widget):
                 header["about"] = self.about
             cursor.token, cursor.routed, cursor.moved = token, routed, moved
             self.send(header, buffers)
-            return self._pending()
+            return self.pending
 
     def _status(self) -> dict[str, Any]:
         can = [name for name in ACTIONS if name in self.actions]
