@@ -8,7 +8,6 @@ A fold over the engine: it joins model, tokenizer, tools, worker thread, trace a
 no mechanism of its own.
 """
 
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,10 +26,10 @@ from k2lab.engine.edits import Edit, How, Json, edits_at, refused, unique
 from k2lab.engine.events import Event, Kind
 from k2lab.engine.generate import Prompt, Settings, check_ids, generate, pieces
 from k2lab.engine.sampling import Sampler, anew, greedy, sampled, written
-from k2lab.engine.session import Halted
+from k2lab.engine.session import EngineLock, Halted
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import untouched
-from k2lab.errors import BusyError, InputError
+from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.model.load import Placement, Places, load_model
@@ -64,7 +63,7 @@ class Lab:
         self.source = Source(None)
         self.latest: LabRun | None = None  # also the one that a question in the page started
         self.edits: tuple[Edit, ...] = ()  # of the open `edit` blocks
-        self.lock = threading.Lock()  # held by the run that is going on
+        self.lock = EngineLock()
         self._waits = False  # for the lock, where another run holds it
         self._tools = tools
 
@@ -269,15 +268,11 @@ class Lab:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """While the block is open, no other run uses the engine."""
-        while self._waits and not self.lock.acquire(timeout=0.05):
+        while self._waits and not self.lock.wait(0.05):
             if cancellation().cancelled:
                 raise Halted
-        if not self._waits and not self.lock.acquire(blocking=False):
-            raise BusyError(
-                "A run is still going on this engine.",
-                expected="one run at a time.",
-                mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
-            )
+        if not self._waits:
+            self.lock.take()
         try:
             yield
         finally:

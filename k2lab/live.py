@@ -159,7 +159,7 @@ class LiveDetails:
         if known.provenance == "measured":
             return known
         run, ids = self._run(), _prefix(trace, token)
-        with run.lab.alone():
+        with run.lab.lock.answering():
             found = replay.routers(run.lab.model, ids, self._tap(run, trace, token))
         return Detail("derived", {"scores": found.scores, "choice": found.choice})
 
@@ -169,7 +169,7 @@ class LiveDetails:
         if known.provenance == "measured":
             return known
         run, ids = self._run(), _prefix(trace, token)
-        with run.lab.alone():
+        with run.lab.lock.answering():
             found = replay.reading(run.lab.model, ids, layer, self._tap(run, trace, token))
         gone = trace.context_of(token)  # of what was forgotten nothing can be read
         before = ((0, 0), (gone, 0))

@@ -6,7 +6,6 @@
 Not here: what the agents say to each other (`agent/workflow.py`).
 """
 
-import threading
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Self
 
@@ -14,7 +13,7 @@ from k2lab.agent.calling import Cancellation, within
 from k2lab.agent.joined import joined
 from k2lab.agent.workflow import Moment, Outcome, Workflow
 from k2lab.engine.events import Event
-from k2lab.engine.session import Control, Run
+from k2lab.engine.session import Control, EngineLock, Run
 from k2lab.trace.trace import About, Facts, Trace
 from k2lab.widgets.shown import Shown
 
@@ -40,7 +39,7 @@ class Watched(Run, Shown):
 
     def begin(self) -> Self:
         """This workflow, started; its runs take the engine in their turn."""
-        self.start(self._events(), threading.Lock())
+        self.start(self._events(), EngineLock())
         return self
 
     def stop(self) -> None:

@@ -75,6 +75,15 @@ def test_while_another_run_goes_on_details_wait(run, lab):
         LiveDetails(lambda: run).route(run.trace, 3)
 
 
+def test_a_run_that_begins_within_an_answer_waits_for_it(lab):
+    with ThreadPoolExecutor() as pool:
+        with lab.lock.answering():
+            asked = pool.submit(lab.run, "What is 3 * 14?", max_tokens=2)
+            time.sleep(0.2)
+            assert not asked.done()
+        assert asked.result(20).wait().state == "done"
+
+
 def test_a_branch_joins_the_tree_of_the_page(run, page):
     at = int(np.flatnonzero(~np.isnan(run.trace.entropy))[3])
     other = run.trace.top[at][1][0]

@@ -465,10 +465,10 @@ def test_a_run_inside_a_call_ends_when_the_call_is_given_up(
 
     asked = script(lab, section("ask", "{}"))
     run = lab.run("Go.", tools=[ask], sampler=asked)
-    until(lambda: inner.lock.locked())
+    until(lambda: inner.lock.held)
     run.stop()
     run.wait(PATIENCE)
-    until(lambda: ends == ["halted"] and not inner.lock.locked())
+    until(lambda: ends == ["halted"] and not inner.lock.held)
 
 
 class Partly:

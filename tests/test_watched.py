@@ -100,7 +100,7 @@ def test_two_agents_share_a_world_a_trace_and_a_selection(lab: Lab, world: World
     assert (np.diff(times) >= 0).all()
     assert watched.timeline().store is watched.thoughts().store
     assert repr(watched).startswith("Watched(agents=[buyer, seller], tokens=")
-    assert not lab.lock.locked()
+    assert not lab.lock.held
 
 
 def test_each_part_is_what_the_agent_alone_would_have_had(lab: Lab, world: World) -> None:

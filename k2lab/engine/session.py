@@ -11,6 +11,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -120,6 +121,67 @@ class Control:
             self._changed.notify_all()
 
 
+class EngineLock:
+    """Held by the run that goes on, or by an answer to the page, for which a run waits.
+
+    An answer, such as what a token read, takes a moment that nobody sees: a run that began within
+    it would be refused without a reason that a person can find.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._holder: Literal["", "run", "answer"] = ""
+        self._waiting = 0  # runs
+
+    def take(self) -> None:
+        """Hold it for a run; BusyError while another one does."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: self._holder != "answer")
+            finally:
+                self._waiting -= 1
+            self._take("run")
+
+    def wait(self, seconds: float) -> bool:
+        """Hold it for a run once nobody else does; whether that was so within these seconds."""
+        with self._changed:
+            free = self._changed.wait_for(lambda: not self._holder, seconds)
+            if free:
+                self._take("run")
+            return free
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """While the block is open, an answer has the engine; BusyError if a run has or wants it."""
+        with self._changed:
+            self._take("answer")
+        try:
+            yield
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        with self._changed:
+            self._holder = ""
+            self._changed.notify_all()
+
+    @property
+    def held(self) -> bool:
+        """Whether anybody has it."""
+        return bool(self._holder)
+
+    def _take(self, holder: Literal["run", "answer"]) -> None:
+        if self._holder or (self._waiting and holder == "answer"):
+            raise BusyError(
+                "A run is still going on this engine.",
+                expected="one run at a time.",
+                mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
+            )
+        self._holder = holder
+
+
 class Run:
     """A running (or finished) iterator of events, with its growing trace."""
 
@@ -134,14 +196,9 @@ class Run:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def start(self, events: Iterator[Event], lock: threading.Lock) -> None:
+    def start(self, events: Iterator[Event], lock: EngineLock) -> None:
         """Run `events` in a worker thread while holding the engine's lock; returns at once."""
-        if not lock.acquire(blocking=False):
-            raise BusyError(
-                "A run is still going on this engine.",
-                expected="one run at a time.",
-                mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
-            )
+        lock.take()
         work = partial(self._work, events, lock.release)
         self._thread = start_worker("k2lab-run", work, self.control.stop)
 

@@ -89,10 +89,14 @@ class Freezable:
     def still(self) -> Bundle:
         """Picture, table and text of what is shown; of a run that goes on, only words."""
         if self.growing:
-            words = f"{html.escape(self.summary())}: going on when this was shown."
-            note = "Run the cell again, or show <code>.freeze()</code> of it, for a picture."
-            return {"text/plain": self.summary(), "text/html": f"<p>{words} {note}</p>"}
+            return self.words("going on")
         return static_bundle(self.summary(), self.pictures())
+
+    def words(self, state: str) -> Bundle:
+        """What stands in the place of a picture, which needs another run of the cell."""
+        words = f"{html.escape(self.summary())}: {state} when this was shown."
+        note = "Run the cell again, or show <code>.freeze()</code> of it, for a picture."
+        return {"text/plain": self.summary(), "text/html": f"<p>{words} {note}</p>"}
 
     def live(self) -> Bundle:
         """The live view alone."""

@@ -7,8 +7,12 @@ drawn anew when a run has ended. Not here: the pictures themselves (`base.py`).
 
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+
+from k2lab.engine.session import start_worker
+from k2lab.errors import BusyError
 
 if TYPE_CHECKING:
     from k2lab.widgets.base import Freezable
@@ -36,11 +40,19 @@ def show(view: "Freezable", store: "Store | None") -> None:
 
     def redraw() -> None:
         time.sleep(LULL)
-        if store.source.done:
-            update_display(_still(view, store), raw=True, display_id=name)  # type: ignore[no-untyped-call]
+        while store.source.done:
+            with suppress(BusyError):  # some of it is computed, and a run has the engine
+                update_display(_still(view, store), raw=True, display_id=name)  # type: ignore[no-untyped-call]
+                return
+            time.sleep(LULL)
 
     display(view.live(), raw=True)  # type: ignore[no-untyped-call]
-    display(_still(view, store), raw=True, display_id=name)  # type: ignore[no-untyped-call]
+    try:
+        still = _still(view, store)
+    except BusyError:
+        still = _framed(view.words("waiting for a run that has the engine"), store)
+        start_worker("k2lab-still", redraw)
+    display(still, raw=True, display_id=name)  # type: ignore[no-untyped-call]
     store.when_done(redraw)
 
 
@@ -51,6 +63,10 @@ def _in_a_notebook() -> bool:
 
 
 def _still(view: "Freezable", store: "Store") -> dict[str, Any]:
-    bundle = view.still()
+    return _framed(view.still(), store)
+
+
+def _framed(bundle: dict[str, Any], store: "Store") -> dict[str, Any]:
+    """The bundle with the place in which the live view hides it."""
     shown = f'<div class="k2-still-{store.store_id}"><p>{NOTE}</p>\n{bundle["text/html"]}</div>'
     return {**bundle, "text/html": shown}

@@ -203,7 +203,7 @@ def test_where_weights_are_moved_trajectories_take_turns(small_checkpoint: Path)
         [m.event.id for m in moments if isinstance(m.event, TokenChosen)] for moments in found
     ]
     assert chosen[0] == chosen[1] and len(chosen[0]) > 3
-    assert not moving.lock.locked()
+    assert not moving.lock.held
 
 
 def test_leaving_heavy_mode_ends_every_trajectory(small_checkpoint: Path) -> None:

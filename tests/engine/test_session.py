@@ -14,7 +14,7 @@ from torch import Tensor
 
 from k2lab.engine.events import Event, Stopped, TokenChosen
 from k2lab.engine.generate import Prompt, Settings, generate
-from k2lab.engine.session import Control, Halted, Run
+from k2lab.engine.session import Control, EngineLock, Halted, Run
 from k2lab.engine.taps import chain
 from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
@@ -62,7 +62,7 @@ class Stage:
         self.control, self.log = Control(), Log()
         self.run = Run(self.log, self.control)
         self.sites: list[str] = []
-        self.lock = threading.Lock()
+        self.lock = EngineLock()
         self.cache = LatentCache(model.config)
 
     def start(self, tap: Tap | None = None, max_tokens: int = 200) -> Run:
@@ -107,7 +107,7 @@ def test_a_run_returns_at_once_and_ends_done(stage: Stage) -> None:
     assert run.wait(PATIENCE) is run
     assert (run.state, run.done, run.error) == ("done", True, "")
     assert stage.log.tokens == 4 and 0 < run.cpu_seconds < PATIENCE
-    assert not stage.lock.locked()
+    assert not stage.lock.held
 
 
 def test_stop_acts_within_a_layer(stage: Stage) -> None:
@@ -131,7 +131,7 @@ def test_stop_acts_within_a_layer(stage: Stage) -> None:
     assert isinstance(last, Stopped)
     assert (last.reason, last.tokens) == ("stopped", 1)
     assert stage.cache.length == 3  # the broken forward left nothing behind
-    assert not stage.lock.locked()
+    assert not stage.lock.held
 
 
 def test_stop_ends_a_pause(stage: Stage) -> None:
@@ -255,7 +255,7 @@ def test_a_failure_becomes_a_state_with_its_traceback(stage: Stage) -> None:
     last = stage.log.events[-1]
     assert isinstance(last, Stopped)
     assert (last.reason, last.detail) == ("error", "a tap of the person's own")
-    assert not stage.lock.locked()
+    assert not stage.lock.held
 
 
 def test_a_second_run_is_refused_while_one_goes_on_and_welcome_after(stage: Stage) -> None:
@@ -264,7 +264,7 @@ def test_a_second_run_is_refused_while_one_goes_on_and_welcome_after(stage: Stag
     other = Run(Log(), Control())
     with pytest.raises(BusyError, match=r"still going.*run\.stop"):
         other.start(iter(()), stage.lock)
-    assert stage.lock.locked()  # the refusal freed nothing
+    assert stage.lock.held  # the refusal freed nothing
     stage.run.stop()
     stage.run.wait(PATIENCE)
     other.start(iter(()), stage.lock)
@@ -272,7 +272,7 @@ def test_a_second_run_is_refused_while_one_goes_on_and_welcome_after(stage: Stag
 
 
 def test_the_engine_is_free_as_soon_as_wait_returns() -> None:
-    lock = threading.Lock()
+    lock = EngineLock()
     for _ in range(50):
         run = Run(Log(), Control())
         run.start(iter([token(0)]), lock)
@@ -311,7 +311,7 @@ def test_waiting_for_change_wakes_with_an_event() -> None:
         yield token(0)
 
     run = Run(Log(), Control())
-    run.start(events(), threading.Lock())
+    run.start(events(), EngineLock())
     threading.Timer(0.05, go.set).start()
     began = time.monotonic()
     run.wait_for_change(PATIENCE)
@@ -322,7 +322,7 @@ def test_waiting_for_change_wakes_with_an_event() -> None:
 
 def test_events_of_a_run_stay_in_order_for_another_thread() -> None:
     run = Run(Log(), Control())
-    run.start((token(i) for i in range(500)), threading.Lock())
+    run.start((token(i) for i in range(500)), EngineLock())
     run.wait(PATIENCE)
     assert [event.index for event in run.trace.events] == list(range(500))
 
@@ -368,3 +368,55 @@ def test_a_worker_that_does_not_stop_is_not_waited_for_for_ever() -> None:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "left\n") and time.monotonic() - began < 50
+
+
+def test_a_run_waits_for_an_answer_and_not_for_another_run() -> None:
+    lock, taken = EngineLock(), threading.Event()
+
+    def take() -> None:
+        lock.take()
+        taken.set()
+
+    with lock.answering():
+        with pytest.raises(BusyError), lock.answering():
+            pass
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        assert not taken.wait(0.1)
+    waiting.join(PATIENCE)
+    assert taken.is_set() and lock.held
+    with pytest.raises(BusyError):
+        lock.take()
+    with pytest.raises(BusyError), lock.answering():
+        pass
+    assert not lock.wait(0.01)
+    lock.release()
+    assert lock.wait(0.01) and lock.held
+    lock.release()
+    assert not lock.held
+
+
+def test_a_run_that_waits_comes_before_the_next_answer() -> None:
+    """Else a page with many questions could keep it waiting."""
+    lock = EngineLock()
+    taker = threading.Thread(target=lock.take)
+    refused = 0
+    with lock.answering():
+        taker.start()
+        until(lambda: lock._waiting == 1)
+    for _ in range(100):
+        try:
+            with lock.answering():
+                pass
+        except BusyError:
+            refused += 1
+    taker.join(PATIENCE)
+    assert refused == 100 and lock.held
+
+
+def test_an_answer_that_fails_frees_the_engine() -> None:
+    lock = EngineLock()
+    with pytest.raises(ZeroDivisionError), lock.answering():
+        raise ZeroDivisionError
+    lock.take()
+    lock.release()

@@ -8,6 +8,7 @@ import IPython
 import IPython.display
 import pytest
 
+from k2lab.errors import BusyError
 from k2lab.widgets import stills
 from k2lab.widgets.base import WIDGET_VIEW, Column
 from k2lab.widgets.experts import ExpertMap
@@ -71,6 +72,39 @@ def test_a_run_that_begins_in_the_lull_is_not_drawn(run, finished, shown):
     store.attach(run)
     time.sleep(0.4)
     assert len(shown) == 2
+
+
+class Busy(ThoughtStream):
+    """Asks for something that a run keeps it from, so many times."""
+
+    times = 0
+
+    def pictures(self):
+        self.times -= 1
+        if self.times >= 0:
+            raise BusyError("A run goes on.", expected="none.", mend="wait.")
+        return super().pictures()
+
+
+def test_a_picture_waits_for_the_engine_of_another_run(finished, shown):
+    view = Busy(finished())
+    view.times = 3
+    view._ipython_display_()
+    assert len(shown) == 2
+    words, name = shown[1]
+    assert "waiting for a run" in words["text/html"] and "image/png" not in words
+    assert waited(shown, 3) == 3 and view.times == -1
+    assert shown[2][1] == name and "image/png" in shown[2][0]
+
+
+def test_a_picture_after_a_run_waits_for_the_engine_of_another_one(run, finished, shown):
+    run.grow(3)
+    view = Busy(run)
+    view._ipython_display_()
+    view.times = 2
+    run.end()
+    assert waited(shown, 3) == 3 and view.times == -1
+    assert "image/png" in shown[2][0]
 
 
 @pytest.mark.parametrize("where", ["static", "terminal", "script"])
