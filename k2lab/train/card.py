@@ -3,6 +3,7 @@
 Beside it lies `training.svg`, its picture.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -211,7 +212,8 @@ def _draw(history: list[Progress], report: Report, path: Path) -> None:
     steps = [entry.step for entry in history]
     loss.semilogy(steps, [entry.loss for entry in history])
     loss.set(title="loss, nats per token", xlabel="step")
-    logit.plot(steps, [entry.largest_logit for entry in history], "C1")
+    # 0 where all attention was fused: nobody saw the logits.
+    logit.plot(steps, [entry.largest_logit or math.nan for entry in history], "C1")
     logit.set(title="largest attention logit", xlabel="step")
     load.plot(steps, [entry.load for entry in history], "C2")
     load.set(title="busiest expert / fair share, worst layer", xlabel="step")
