@@ -7,6 +7,8 @@ version of torch: stored results (`tests/golden/`) stay comparable.
 import json
 import math
 import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +29,36 @@ if TYPE_CHECKING:
 if not Path("/proc/driver/nvidia").exists():
     # No GPU: its kernels run in Triton's interpreter, which has to be said before Triton comes.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+MYPY = pytest.StashKey[subprocess.Popen[str]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """mypy, which takes a minute or more, begins before the tests: its own finds it done."""
+    wanted = any(item.name == "test_mypy_finds_nothing" for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        session.stash[MYPY] = subprocess.Popen(
+            [sys.executable, "-m", "mypy"],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """It does not outlive tests that are stopped."""
+    mypy = session.stash.get(MYPY, None)
+    if mypy is not None and mypy.returncode is None:
+        mypy.kill()
+        mypy.communicate()
+
+
+@pytest.fixture(scope="session")
+def mypy(request: pytest.FixtureRequest) -> "subprocess.Popen[str]":
+    """Its process."""
+    return request.session.stash[MYPY]
+
 
 YARN = RopeScaling(
     factor=8.0,
