@@ -129,7 +129,7 @@ function fill(view) {
   const chosen = () => SIDES.map((name) => store.get(name) || store.get("store_id"));
   const picks = ["Left", "Right"].map((label, side) => choice(label, [], "", (value) => store.select({ [SIDES[side]]: value }), signal));
   const lists = picks.map((pick) => pick.control);
-  const tree = el("ul.k2-tree", { "aria-label": "Runs" }), panes = el("div.k2-panes", {}, ...SIDES.map((side) => region("div.k2-pane", `Text of the ${side} run`)));
+  const tree = el("ul.k2-tree", { "aria-label": "Runs" }), panes = el("div.k2-panes", {}, region("div.k2-pane", "Text on the left"), region("div.k2-pane", "Text on the right"));
   const copy = button("Copy right as code", () => copyText(storeOf(chosen()[1])?.get("code") ?? "", copy), signal);
   const said = el("p.k2-said", { role: "status" });
   const panel = picturePanel(view, {

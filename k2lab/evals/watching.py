@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from k2lab.widgets.store import Store
 
 QUESTION = "What do 3 x lamp and 2 x rope cost?"
-PATIENCE = 600_000  # ms
+PATIENCE = 600_000  # ms, for what takes seconds
+LONGEST = 7_200_000  # ms, for all turns
 REPEATS = 300  # turns with the dashboard
 BESIDE = 5  # turns of capture for each of them
 LENGTH = 1000  # tokens of a conversation, after which it begins anew
@@ -100,7 +101,7 @@ def watching(*, folder: str | None = None, repeats: int = REPEATS) -> Watching:
             warm = [_first(page, 1, 1) for _ in range(3)]
             _run(page, 2)
             output = f"() => /{BEGIN}.*}}/.exec(document.body.textContent)?.[0]"
-            figures = page.wait_for_function(output).json_value()
+            figures = page.wait_for_function(output, timeout=LONGEST).json_value()
     found = json.loads(figures.removeprefix(BEGIN))
     return Watching(read(found["costs"]), fresh, median(warm), Branching(**found["branch"]))
 

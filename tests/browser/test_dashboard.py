@@ -112,4 +112,11 @@ def test_nothing_moves_under_the_pointer(person: "Person", notebook: "Notebook")
                         seen.append(window.evaluate(PLACES))
         moved = {place for each in seen for place in {*seen[0]} ^ {*each}}
         assert not moved, name
+    words = window.locator(".k2-thoughts .k2-heat-words")  # what the shading means
+    table = window.locator(".k2-thoughts").get_by_role("button", name="Table", exact=True)
+    assert words.is_visible()
+    table.click()
+    words.wait_for(state="hidden")  # a table has no shading
+    table.click()
+    words.wait_for()
     assert not person.problems
