@@ -92,14 +92,15 @@ def results(
         yield attempt(speaker, task)
 
 
-def attempt(speaker: Speaker, task: Task, *, max_tokens: int = MAX_TOKENS) -> Result:
+def attempt(speaker: Speaker, task: Task, *, max_tokens: int | None = None) -> Result:
     """What the speaker makes of one task, in the world as it was before the first call.
 
-    An answer may have so many tokens, or as many as its queue needs.
+    An answer may have `max_tokens`, or as many as its queue needs.
     """
     calls = valid = tokens = 0
     history: list[Mapping[str, Any]] = []
-    limit = max(max_tokens, QUEUE_TOKENS * (task.queue_length or 0))
+    most = MAX_TOKENS if max_tokens is None else max_tokens
+    limit = max(most, QUEUE_TOKENS * (task.queue_length or 0))
     with open_world(task) as world:
         tools = {tool.name: tool for tool in world.tools()}
         for turn in turns(task.messages):

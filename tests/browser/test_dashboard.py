@@ -7,6 +7,7 @@ import pytest
 
 if TYPE_CHECKING:
     from conftest import Notebook, Person
+    from playwright.sync_api import FloatRect, Locator
 
 CELL = """import k2lab
 lab = k2lab.load()
@@ -88,6 +89,13 @@ def test_a_live_dashboard_branches_edits_and_writes_files(
     assert not person.problems
 
 
+def box(part: "Locator") -> "FloatRect":
+    """Where it is, once it is: a panel shows a moment after its tab was chosen."""
+    while (found := part.bounding_box()) is None:
+        part.wait_for()
+    return found
+
+
 @pytest.mark.timeout(420)
 def test_nothing_moves_under_the_pointer(person: "Person", notebook: "Notebook") -> None:
     person.open(notebook("still.ipynb", CELL))
@@ -97,9 +105,7 @@ def test_nothing_moves_under_the_pointer(person: "Person", notebook: "Notebook")
     for name in ("Experts", "Routing", "Attention"):
         window.get_by_role("tab", name=name, exact=True).click()
         area = ".k2-thoughts .k2-scroll", ".k2-side .k2-panel:visible canvas", ".k2-low canvas"
-        for each in area:
-            window.locator(each).first.wait_for()
-        parts = [window.locator(each).first.bounding_box() for each in area]
+        parts = [box(window.locator(each).first) for each in area]
         seen = []
         for _ in range(2):  # at first the longest words make room for themselves
             seen.clear()
