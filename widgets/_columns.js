@@ -18,6 +18,7 @@ export class TraceData {
     this.slots = about.slots ?? 0;
     this.n = 0;
     this.m = 0;
+    this.version = 0; // counts what was taken in
     /** @type {string[]} */ this.texts = [];
     /** @type {string[]} */ this.topTexts = [];
     /** @type {any[]} */ this.calls = [];
@@ -46,6 +47,7 @@ export class TraceData {
     this.takeRouting(frame.routed, arrays);
     this.takeMoves(frame, arrays);
     for (const call of frame.calls ?? []) this.calls[call.place] = call;
+    this.version++;
     return true;
   }
 
@@ -63,6 +65,7 @@ export class TraceData {
     this.takeRouting(0, { experts: column.experts.subarray(0, routed * width), weights: column.weights.subarray(0, routed * width), margin: column.margin.subarray(0, routed * this.rows) });
     this.moves = other.moves.slice(0, moved);
     this.calls = other.calls.slice(0, calls);
+    this.version++;
   }
 
   takeTokens(frame, arrays) {
@@ -195,7 +198,7 @@ export class TraceData {
 
   /** How even a row's load is: entropy (1: even), Gini (0: even), dormant share; null without load. */
   evenness(load, row) {
-    const { experts } = this, counts = Uint32Array.from(load.subarray(row * experts, (row + 1) * experts)).sort(); // typed: by value
+    const { experts } = this, counts = load.slice(row * experts, (row + 1) * experts).sort(); // typed: by value
     let total = 0, entropy = 0, gini = 0, dormant = 0;
     for (const count of counts) total += count;
     if (!total) return null;

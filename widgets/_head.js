@@ -19,8 +19,8 @@ export function statusLine(store, signal) {
     const { status } = store, parts = statusParts(status, store.get("about") ?? {}, store.data.n);
     setText(state, parts.state);
     state.dataset.state = status.state ?? "";
-    facts.textContent = parts.facts;
-    badge.textContent = status.provenance ?? "";
+    setText(facts, parts.facts);
+    setText(badge, status.provenance ?? "");
     badge.title = PROVENANCE[status.provenance] ?? "";
     const failed = store.outcome?.error ?? "", text = store.notice || failed || status.error || "", trace = store.notice || failed ? "" : status.traceback;
     notice.hidden = !text;
@@ -49,7 +49,7 @@ export function actions(store, signal) {
     for (const [each, name] of [[save, "save"], [page, "export"]]) { each.disabled = !store.can(name); each.title = each.disabled ? "Needs a running kernel behind this page" : ""; }
     copy.disabled = !store.get("code");
     freeze.setAttribute("aria-pressed", String(store.frozen !== null));
-    said.textContent = action === "save" || action === "export" ? String(text ?? error ?? "") : "";
+    setText(said, action === "save" || action === "export" ? String(text ?? error ?? "") : "");
   };
   store.follow(write, signal);
   return node;
@@ -62,6 +62,8 @@ export const PROVENANCE = {
   missing: "Not captured in this run.",
 };
 
+const NUMBER = new Intl.NumberFormat("en-GB"); // made once: it is slow to make, and written at each change
+
 /**
  * The words of the status line.
  * @param {any} status @param {any} about @param {number} tokens
@@ -70,7 +72,7 @@ export function statusParts(status, about, tokens) {
   const words = { answer: "answered", length: "token limit reached", stopped: "stopped by you", budget: "step budget used up", context: "context full", error: "failed" };
   const name = status.state ?? "waiting";
   const state = status.reason ? `${name}: ${words[status.reason] ?? status.reason}` : name;
-  const facts = [about.model, `${tokens.toLocaleString("en-GB")} tokens`];
+  const facts = [about.model, `${NUMBER.format(tokens)} tokens`];
   if (status.speed > 0) facts.push(`${status.speed < 10 ? status.speed.toFixed(1) : Math.round(status.speed)} tokens/s`);
   facts.push(status.engine, status.dtype, captureWords(status));
   return { state, facts: facts.filter(Boolean).join(" · ") };
@@ -95,7 +97,7 @@ export function controls(store, signal) {
     const { state, controls: live } = store.status, paused = state === "paused";
     if (!live) pace.control.value = "0";
     group.hidden = !live; // what has ended cannot be controlled
-    pause.textContent = paused ? "Resume" : "Pause";
+    setText(pause, paused ? "Resume" : "Pause");
     for (const node of [stop, pause, pace.control]) node.disabled = !live;
     for (const node of [token, layer]) { node.disabled = !live || !paused; node.title = live && !paused ? "Pause first" : ""; }
   };
@@ -124,7 +126,7 @@ export function player(store, signal) {
   const node = el("div.k2-group", { role: "group", "aria-label": "Playback" }, play, pace);
   function write() {
     node.hidden = !store.data.n || store.busy;
-    play.textContent = timer ? "Hold" : "Play";
+    setText(play, timer ? "Hold" : "Play");
   }
   signal.addEventListener("abort", () => clearInterval(timer));
   store.follow(write, signal);

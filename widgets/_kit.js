@@ -25,7 +25,7 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Writes a text where it is another: what is announced is not announced again. @param {Node} node @param {string} text */
+/** Writes a text where it is another: what is announced is not announced again, and what did not change is not laid out again. @param {Node} node @param {string} text */
 export function setText(node, text) { if (node.textContent !== text) node.textContent = text; }
 
 /** A part of the page that scrolls, so that keys must reach it. @param {string} tag @param {string} label @param {...(Node|string)} children */

@@ -64,7 +64,8 @@ export function unpack(layout, [whole = new ArrayBuffer(0)]) {
   for (const entry of layout.split(" ").filter(Boolean)) {
     const [name, type, shape] = entry.split(":"), size = shape.split("x").reduce((product, side) => product * Number(side), TYPES[type]?.BYTES_PER_ELEMENT);
     if (!(at + size <= end)) throw new Error(`Damaged frame: ${entry}`);
-    arrays[name] = new TYPES[type](bytes.slice(first + at, first + at + size)); // a copy is aligned
+    const Type = TYPES[type], from = first + at, aligned = from % Type.BYTES_PER_ELEMENT === 0;
+    arrays[name] = aligned ? new Type(bytes, from, size / Type.BYTES_PER_ELEMENT) : new Type(bytes.slice(from, from + size)); // a copy is aligned
     at += size;
   }
   if (at !== end) throw new Error(`Damaged frame: ${end - at} bytes too many`);

@@ -46,7 +46,7 @@ export function picturePanel({ store, root, signal, fail, compact }, parts) {
     shown = parts.content(now);
     const why = "why" in shown ? shown.why : "", waits = "why" in shown && !!shown.soon && drawn, gone = !!why && !waits;
     drawn = !gone;
-    empty.hidden = !gone; empty.textContent = why;
+    empty.hidden = !gone; setText(empty, why);
     grid.hidden = asTable || (gone && !grid.matches(":focus")); canvas.hidden = gone; // who is in it stays in it
     pane.hidden = gone || !asTable; foot.hidden = gone;
     for (const node of [canvas, pane]) node.classList.toggle("k2-waits", waits);

@@ -127,7 +127,7 @@ export function tray(store, signal, whom = expertOf(store)) {
     if (waiting && store.outcome?.action === "treat") waiting = false;
     run.disabled = !all.length || !can || store.busy || waiting;
     run.title = can ? "Runs the edits, and random experts of equal load as control; reports the difference" : "Only a live lab can run this; Copy as code gives the cell";
-    run.textContent = waiting ? "Running control + treatment …" : "Run control + treatment";
+    setText(run, waiting ? "Running control + treatment …" : "Run control + treatment");
     copy.disabled = empty.disabled = !all.length;
     const mine = store.outcome?.action === "treat" || store.outcome?.error ? store.outcome : null;
     if (told !== mine) {

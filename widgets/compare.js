@@ -1,5 +1,5 @@
 import { clamp, decimal, kindColour, KINDS, percent, signed } from "./_numbers.js";
-import { button, choice, copyText, el, latest, offer, onTrait, region, registry, storeView } from "./_kit.js";
+import { button, choice, copyText, el, latest, offer, onTrait, region, registry, setText, storeView } from "./_kit.js";
 import { BLUE, ORANGE } from "./_colour.js";
 import { arrow, picturePanel } from "./_panel.js";
 import { fillBox, putText } from "./_pen.js";
@@ -161,7 +161,7 @@ function fill(view) {
       const other = storeOf(id);
       if (other && other !== store && !listening.has(id)) { listening.add(id); other.listen(panel.paint, signal); }
     }
-    said.textContent = store.outcome?.action === "branch" ? outcomeWords(store.outcome) : "";
+    setText(said, store.outcome?.action === "branch" ? outcomeWords(store.outcome) : "");
     const [left, right] = sides.map(storeOf);
     shown = null;
     copy.disabled = !right?.get("code");

@@ -1,10 +1,11 @@
 import { clamp, decimal, kindColour, KINDS, LETTERS, NAMES, percent } from "./_numbers.js";
 import { css, faint, gradient, isDark, onTheme, rampOn } from "./_colour.js";
-import { arrange, button, el, latest, onKeys, onSize, painter, region, storeView, table, toggle, traitChoice } from "./_kit.js";
+import { arrange, button, el, latest, onKeys, onSize, painter, region, setText, storeView, table, toggle, traitChoice } from "./_kit.js";
 import { approvalCard } from "./_approval.js";
+import { blockAt, blockOf, callOf, cutBlocks, estimate, extendGroups, HEAD, offsets, useRows } from "./_blocks.js";
 import { askBox, controls, player, statusLine } from "./_head.js";
 import { arrow, stepOf, tablePane, takeAway } from "./_panel.js";
-import { canvasPen, download, fillBox, inkOf, pictureFile, strokeBox } from "./_pen.js";
+import { backdrop, canvasPen, download, fillBox, inkOf, pictureFile, strokeBox } from "./_pen.js";
 import { paintText, popover, tokenFacts, visible } from "./_token.js";
 
 /**
@@ -21,103 +22,9 @@ export const STRIPS = {
   none: { label: "Nothing", low: "", high: "", value: () => NaN, share: () => 0 },
 };
 
-const MOST = 480, CALL = KINDS.indexOf("call"), LINE = 27, HEAD = 30;
+const CALL = KINDS.indexOf("call");
 
-// ---------------------------------------------------------------- geometry and grouping (pure)
-
-/**
- * Consecutive tokens of one kind. Markers go with what follows them; a call each.
- * @typedef {{kind: number, start: number, body: number, stop: number}} Group start ≤ body < stop
- * @param {{n: number, texts: string[], column: {kinds: Uint8Array}}} data
- * @param {Group[]} groups found before; the last may still grow @returns {Group[]} the same array
- */
-export function extendGroups(data, groups) {
-  if (groups.length && groups[groups.length - 1].kind === 0) groups.pop();
-  let last = groups[groups.length - 1], closed = false;
-  for (let i = last ? last.stop : 0; i < data.n; i++) {
-    const kind = data.column.kinds[i];
-    if (kind === 0) { closed ||= /tool_call_begin|im_end/.test(data.texts[i]); continue; }
-    if (last && last.kind === kind && !closed) last.stop = i + 1;
-    else groups.push(last = { kind, start: last ? last.stop : 0, body: i, stop: i + 1 });
-    closed = false;
-  }
-  const end = last ? last.stop : 0;
-  if (end < data.n) groups.push({ kind: 0, start: end, body: data.n, stop: data.n });
-  return groups;
-}
-
-/**
- * A group cut at line ends into pieces that are laid out apart, each of moderate size.
- * @typedef {{group: number, kind: number, start: number, stop: number, first: boolean, last: boolean, chars: number, breaks: number}} Block
- * @param {string[]} texts @param {Group} group @param {number} index of the group @returns {Block[]}
- */
-export function cutBlocks(texts, group, index) {
-  const blocks = [];
-  let start = group.start, chars = 0, breaks = 0;
-  const close = (stop) => {
-    blocks.push({ group: index, kind: group.kind, start, stop, first: blocks.length === 0, last: stop === group.stop, chars, breaks });
-    start = stop; chars = breaks = 0;
-  };
-  for (let i = group.start; i < group.stop; i++) {
-    const text = texts[i];
-    chars += text.length;
-    if (text.includes("\n")) breaks++;
-    if ((text.endsWith("\n") && i - start >= 60) || i - start >= MOST - 1) close(i + 1);
-  }
-  if (start < group.stop) close(group.stop);
-  return blocks;
-}
-
-/** Height in px that a block will about have. @param {Block} block @param {number} columns characters per line */
-export function estimate(block, columns) {
-  return (block.breaks + Math.ceil(block.chars / Math.max(10, columns)) + 0.3) * LINE + (block.first ? HEAD : 0);
-}
-
-/** Running sums with a leading 0. @param {number[]} heights @returns {Float64Array} */
-export function offsets(heights) {
-  const sums = new Float64Array(heights.length + 1);
-  heights.forEach((height, i) => { sums[i + 1] = sums[i] + height; });
-  return sums;
-}
-
-/** Index of the block at a height. @param {Float64Array} sums @param {number} y */
-export function blockAt(sums, y) {
-  let low = 0, high = sums.length - 2;
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (sums[middle] <= y) low = middle; else high = middle - 1;
-  }
-  return Math.max(0, low);
-}
-
-/** Index of the block that holds a token. @param {Block[]} blocks @param {number} token */
-export function blockOf(blocks, token) {
-  let low = 0, high = blocks.length - 1;
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (blocks[middle].start <= token) low = middle; else high = middle - 1;
-  }
-  return low;
-}
-
-/**
- * How densely an expert's tokens stand in each pixel row of the minimap, as root of their share.
- * @param {Block[]} blocks @param {ArrayLike<number>} sums @param {number[]} heights @param {Uint8Array} mask @param {number} scale @param {number} count
- */
-export function useRows(blocks, sums, heights, mask, scale, count) {
-  const used = new Uint32Array(count), all = new Uint32Array(count);
-  if (mask.length) blocks.forEach((block, b) => {
-    const step = (heights[b] * scale) / Math.max(1, block.stop - block.start);
-    for (let i = block.start, y = sums[b] * scale; i < block.stop && i < mask.length; i++, y += step) { const row = Math.min(count - 1, Math.round(y)); all[row]++; used[row] += mask[i]; }
-  });
-  return Array.from(used, (one, row) => (one ? Math.sqrt(one / all[row]) : 0));
-}
-
-/** The call that ended in a group. @param {any[]} calls @param {Group[]} groups @param {number} index */
-export function callOf(calls, groups, index) {
-  const next = groups[index + 1];
-  return calls.find((call) => call && call.index >= groups[index].body && (!next || next.kind === 0 || call.index < next.body));
-}
+// ---------------------------------------------------------------- words (pure)
 
 /** State of a tool call in words. @param {any} call @param {boolean} [given] whether its text was read, not written, as after compaction */
 export function callState(call, given = false) {
@@ -165,7 +72,8 @@ function fill({ model, store, root, signal, fail, compact }) {
   let data = store.data, groups = [], blocks = [], heights = [], sums = offsets([]), following = true;
   let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = rampOn("cividis", true), dark = false, markers = false;
   let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false, placed = -1;
-  const usersOf = latest(), rowsOf = latest();
+  let laid = -1; // the data's version that is laid out; −1: sizes, looks or the place in the text have changed
+  const usersOf = latest(), rowsOf = latest(), base = { canvas: document.createElement("canvas"), key: "" };
 
   const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div.k2-list");
   const empty = el("p.k2-empty");
@@ -176,7 +84,8 @@ function fill({ model, store, root, signal, fail, compact }) {
   const turns = [["Earlier", -1], ["Later", 1]].map(([word, step]) => button(word, () => { page += step; paint(); }, signal));
   const pane = tablePane("Tokens"), sheet = el("div"), swatch = el("span.k2-ramp"), lowWord = el("span"), highWord = el("span"), heatWords = el("p.k2-heat-words", { hidden: true });
   const paint = painter(draw, signal, fail);
-  const repaint = () => { made.clear(); paint(); };
+  const relay = () => { laid = -1; paint(); };
+  const repaint = () => { made.clear(); relay(); };
   const forms = takeAway((on) => { asTable = on; page = -1; paint(); }, picture, signal).group;
   forms.prepend(toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal));
   const tools = el("div.k2-tools", {}, controls(store, signal), player(store, signal),
@@ -186,7 +95,7 @@ function fill({ model, store, root, signal, fail, compact }) {
   pane.append(el("div.k2-group", {}, ...turns), sheet);
   root.append(tools, stage, heatWords, pane, askBox(store, signal), live);
 
-  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; }
+  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; laid = -1; }
 
   function regroup() {
     if (data.n === grouped && heights.length === blocks.length) return;
@@ -242,35 +151,46 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   function foldButton(index, group, folded) {
     const label = `${NAMES[KINDS[group.kind]]} · ${group.stop - group.body} tokens`;
-    return button(label, () => { if (!unfolded.delete(index)) unfolded.add(index); heights = []; paint(); }, signal, { class: "k2-fold", "aria-expanded": String(!folded) });
+    return button(label, () => { if (!unfolded.delete(index)) unfolded.add(index); heights = []; relay(); }, signal, { class: "k2-fold", "aria-expanded": String(!folded) });
   }
 
   function draw() {
     if (store.data !== data) reset();
     const nowDark = isDark(getComputedStyle(root).backgroundColor), nowStrip = STRIPS[model.get("strip")] ?? STRIPS.entropy;
     const palette = store.get("palette") ?? "cividis";
-    if (nowDark !== dark || nowStrip !== strip || palette !== root.dataset.palette) { dark = nowDark; strip = nowStrip; made.clear(); }
+    if (nowDark !== dark || nowStrip !== strip || palette !== root.dataset.palette) { dark = nowDark; strip = nowStrip; made.clear(); laid = -1; }
     root.dataset.palette = palette;
     colours = rampOn(palette, dark);
     swatch.style.background = gradient(colours, faint);
-    [lowWord.textContent, highWord.textContent] = [strip.low, strip.high];
+    setText(lowWord, strip.low);
+    setText(highWord, strip.high);
     lowWord.parentElement.hidden = strip === STRIPS.none;
     stage.hidden = asTable; pane.hidden = !asTable;
     if (asTable) { drawTable(); return; }
     const { status } = store;
     empty.hidden = data.n > 0; map.hidden = !data.n;
-    empty.textContent = status.state === "running" ? "The model reads the prompt; its first token comes soon." : store.can("ask") ? "Nothing yet. Ask something below." : `No tokens in this run. ${status.detail ?? ""}`;
-    regroup();
-    layout();
-    if (following && data.n) { scroll.scrollTop = scroll.scrollHeight; layout(); }
-    placed = scroll.scrollTop;
+    setText(empty, status.state === "running" ? "The model reads the prompt; its first token comes soon." : store.can("ask") ? "Nothing yet. Ask something below." : `No tokens in this run. ${status.detail ?? ""}`);
+    if (laid !== data.version) {
+      regroup();
+      if (following && data.n) reach(); else layout(scroll.scrollTop);
+      placed = scroll.scrollTop;
+      laid = data.version;
+    }
     mark();
     drawMap();
   }
 
-  function layout() {
+  /** To the end: laid out where that is thought to be, and once more where it turns out to be elsewhere. */
+  function reach() {
+    const shown = layout(Math.max(0, offsets(heights)[heights.length] - scroll.clientHeight));
+    scroll.scrollTop = scroll.scrollHeight;
+    if (sums[shown] > scroll.scrollTop) layout(scroll.scrollTop);
+  }
+
+  /** Puts what is near a height into the page. @param {number} top @returns {number} the first block that is */
+  function layout(top) {
     sums = offsets(heights);
-    const top = scroll.scrollTop, view = scroll.clientHeight, anchor = blockAt(sums, top), delta = top - (sums[anchor] ?? 0);
+    const view = scroll.clientHeight, anchor = blockAt(sums, top), delta = top - (sums[anchor] ?? 0);
     const first = blockAt(sums, Math.max(0, top - view / 2)), last = Math.min(blocks.length - 1, blockAt(sums, top + 1.5 * view));
     const nodes = [];
     for (let b = first; b <= last; b++) nodes.push(blockNode(blocks[b]));
@@ -281,6 +201,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     spaceBelow.style.height = `${sums[sums.length - 1] - (sums[last + 1] ?? 0)}px`;
     if (!following && Math.abs((sums[anchor] ?? 0) + delta - top) > 1) scroll.scrollTop = sums[anchor] + delta;
     if (made.size > 400) for (const [start, { node }] of made) if (!node.isConnected) made.delete(start);
+    return first;
   }
 
   /** Classes for what is selected; the popover for the token in focus. */
@@ -302,7 +223,7 @@ function fill({ model, store, root, signal, fail, compact }) {
       if (i === head) focus = node;
     }
     warmed = heat !== null;
-    heatWords.textContent = heat ? `Shaded: ${heat.label}` : "";
+    setText(heatWords, heat ? `Shaded: ${heat.label}` : "");
     heatWords.hidden &&= !heat; // its line then stays: the text must not move under the pointer
     const segment = store.get("segment") ?? "";
     root.classList.toggle("k2-filtered", mask.length > 0);
@@ -323,9 +244,9 @@ function fill({ model, store, root, signal, fail, compact }) {
   function drawMap() {
     const width = map.clientWidth, height = scroll.clientHeight, total = Math.max(1, sums[sums.length - 1]), scale = Math.min(1, height / total);
     const pen = canvasPen(map, width, height);
-    blocks.forEach((block, b) => {
-      fillBox(pen, kindColour(block.kind, 0.55), [3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0))]);
-    });
+    backdrop(base, pen, { width, height }, `${store.epoch}|${data.version}|${total}`, (below) => blocks.forEach((block, b) => {
+      fillBox(below, kindColour(block.kind, 0.55), [3, sums[b] * scale, width - 6, Math.max(1, heights[b] * scale - (block.last ? 1 : 0))]);
+    }));
     const wide = rowsOf(`${maskKey}|${total}|${height}`, () => useRows(blocks, sums, heights, mask, scale, Math.ceil(height) + 1));
     wide.forEach((share, y) => { if (share) fillBox(pen, dark ? "#fff" : "#000", [0, y, Math.max(3, width * share), 1]); }); // wide: dense
     if (total > height) strokeBox(pen, dark ? "rgba(255,255,255,.75)" : "rgba(0,0,0,.6)", [0.5, scroll.scrollTop * scale + 0.5, width - 1, Math.max(4, height * scale - 1)]);
@@ -361,7 +282,7 @@ function fill({ model, store, root, signal, fail, compact }) {
       if (ends.length) store.select({ range: [Math.min(...ends), Math.max(...ends) + 1] });
     } else if (i >= 0) store.pin({ playhead: i });
   }, { signal });
-  const scrolled = () => { following = scroll.scrollTop + scroll.clientHeight > scroll.scrollHeight - 24; paint(); };
+  const scrolled = () => { following = scroll.scrollTop + scroll.clientHeight > scroll.scrollHeight - 24; relay(); };
   scroll.addEventListener("scroll", () => { if (scroll.scrollTop !== placed) scrolled(); }, { signal, passive: true }); // else it was not a person
   map.addEventListener("pointerdown", (event) => {
     const go = (e) => { const total = sums[sums.length - 1], scale = Math.min(1, scroll.clientHeight / total); scroll.scrollTop = e.offsetY / scale - scroll.clientHeight / 2; };
@@ -381,7 +302,7 @@ function fill({ model, store, root, signal, fail, compact }) {
     store.hover({ playhead: to });
     const b = blockOf(blocks, to);
     following = false;
-    if (sums[b] < scroll.scrollTop || sums[b + 1] > scroll.scrollTop + scroll.clientHeight) { scroll.scrollTop = Math.max(0, sums[b] - 60); layout(); }
+    if (sums[b] < scroll.scrollTop || sums[b + 1] > scroll.scrollTop + scroll.clientHeight) { scroll.scrollTop = Math.max(0, sums[b] - 60); layout(scroll.scrollTop); }
     list.querySelector(`[data-i="${to}"]`)?.scrollIntoView({ block: "nearest" });
     live.textContent = `${visible(data.texts[to])}, ${tokenFacts(data, to).map((fact) => fact.join(" ")).join(", ")}`;
     return true;
@@ -389,7 +310,7 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   store.listen(paint, signal);
   onTheme(repaint, signal);
-  onSize(root, () => { heights = []; paint(); }, signal);
+  onSize(root, () => { heights = []; relay(); }, signal);
   paint();
 }
 

@@ -33,6 +33,24 @@ GRIDS = {
     "Routing": "Chosen experts of one token",
     "Attention": "Heads by sources",
 }
+WATCH = """() => {
+    globalThis.k2written = [];
+    new MutationObserver((list) => {
+        for (const { target } of list) {
+            const node = target.nodeType === 3 ? target.parentElement : target;
+            k2written.push(node.classList[0] ?? node.tagName);
+        }
+    }).observe(document.body, { childList: true, characterData: true, subtree: true });
+}"""
+COVERED = """() => {
+    const box = document.querySelector(".k2-scroll").getBoundingClientRect();
+    const gaps = [];
+    for (let y = box.top + 40; y < box.bottom - 40; y += 27) {
+        const node = document.elementFromPoint(box.left + 200, y);
+        if (!node?.closest(".k2-block")) gaps.push(y);
+    }
+    return gaps.join(" ");
+}"""
 
 
 def recorded(text: str, *, tokens: int = 40) -> Trace:
@@ -174,6 +192,37 @@ def test_hovering_a_token_shows_in_every_view(reader: "Person", tmp_path: Path) 
     mouse.move(box["x"] + box["width"] * 0.5, y, steps=3)
     mouse.up()
     reader.until("document.querySelectorAll('.k2-brushed').length > 5")
+    assert not reader.problems
+
+
+def test_pointing_rewrites_nothing_but_words(reader: "Person", tmp_path: Path) -> None:
+    """What is written anew is laid out anew, with all the text around it, 60 times a second."""
+    opened(reader, written(recorded(" word"), tmp_path))
+    box = reader.page.locator(".k2-experts canvas").bounding_box()
+    assert box is not None
+    for turn in range(4):
+        reader.page.mouse.move(box["x"] + 60 + 20 * turn, box["y"] + 60)
+        reader.frames()
+        if turn == 0:  # the first makes room for the words
+            reader.page.evaluate(WATCH)
+    reader.until("document.querySelectorAll('.k2-uses').length")
+    assert set(reader.page.evaluate("k2written")) == {"k2-readout", "k2-target"}
+    assert not reader.problems
+
+
+def test_a_long_run_opens_at_its_end_and_the_text_is_there_wherever_it_scrolls(
+    reader: "Person", tmp_path: Path
+) -> None:
+    opened(reader, written(recorded(" word", tokens=4_000), tmp_path))
+    covered = f"(({COVERED})() === '')"
+    reader.until(f"document.querySelector('[data-i=\"4016\"]') && {covered}")
+    text = reader.page.locator(".k2-thoughts .k2-scroll")
+    text.hover()
+    for lines in (-900, -5_000, 2_000, -90_000, 400, 90_000):
+        before = text.evaluate("node => node.scrollTop")
+        reader.page.mouse.wheel(0, lines)
+        reader.until(f"document.querySelector('.k2-scroll').scrollTop !== {before} && {covered}")
+    reader.until("document.querySelector('[data-i=\"4016\"]')")
     assert not reader.problems
 
 
