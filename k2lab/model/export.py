@@ -7,6 +7,7 @@ takes 3.5 times the room at K2's size. Not here: what is in the tensors (`spec/k
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -26,6 +27,11 @@ from k2lab.weights.dense import SCALE
 
 SINGLE_LIMIT = 2**31  # bytes up to which all tensors go into one file
 SUMS = "SHA256SUMS"
+CARDS = ("CARD.md", "README.md")  # what tells people about a checkpoint
+FORM = """> All weights of this copy are in bfloat16, written by `k2lab export`. What follows is the card of
+> the checkpoint that they come from: its sizes and its measured figures are of that one.
+
+"""
 READ_BYTES = 2**20  # of a file at once while it is summed
 PEER_MODEL_TYPE = "deepseek_v3"  # the name under which transformers knows this architecture
 
@@ -46,7 +52,10 @@ def export_transformers(source: Path, target: Path) -> Path:
     check(shards, config)
     _prepare(source, target)
     for file in _files(source):
-        if file.suffix != ".safetensors" and file.name not in ("config.json", INDEX, SUMS):
+        if file.name in CARDS:
+            text = _card(file.read_text(encoding="utf-8", errors="replace"))
+            (target / file.name).write_text(text, encoding="utf-8")
+        elif file.suffix != ".safetensors" and file.name not in ("config.json", INDEX, SUMS):
             shutil.copy2(file, target / file.name)
     flat = replace(config, model_type=PEER_MODEL_TYPE, quantization_config=None, dtype="bfloat16")
     return write_checkpoint(target, flat, _plain(shards, flat))
@@ -82,6 +91,14 @@ def sha256(file: Path) -> str:
         while block := stream.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _card(text: str) -> str:
+    """A card that begins with the form of this copy, without sizes and sums of other files."""
+    text = re.sub(r"^## Files\n.*?(?=^## |\Z)", "", text, flags=re.DOTALL | re.MULTILINE)
+    facts = re.match(r"---\n.*?^---\n+", text, flags=re.DOTALL | re.MULTILINE)
+    begin = facts.end() if facts else 0  # what a hub reads stands before all else
+    return f"{text[:begin]}{FORM}{text[begin:]}"
 
 
 def _plain(shards: Shards, config: K2Config) -> Iterator[tuple[str, Tensor]]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from k2lab.errors import CheckpointError, TokenizerError
-from k2lab.model.export import SUMS, sha256
+from k2lab.model.export import CARDS, SUMS, sha256
 from k2lab.spec.config import K2Config
 from k2lab.tensors.shards import Shards, check
 from k2lab.text.tokenizer import Tokenizer
 
-STATED = (SUMS, "CARD.md", "README.md")  # files in which sums are looked for
+STATED = (*CARDS, SUMS)  # where sums are looked for; the last word counts, of those made for it
 SUM = re.compile(r"\b[0-9a-f]{64}\b")
 NAME = re.compile(r"[\w.-]+\.(?:safetensors|json|model|txt)\b")
 

@@ -1,6 +1,7 @@
 """Checkpoints written for other programs."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from k2lab.errors import InputError
 from k2lab.model import export
 from k2lab.model.load import load_model
 from k2lab.model.verify import verify
+from k2lab.paths import asset
 from k2lab.spec.config import K2Config
 from k2lab.spec.keys import shard_of
-from k2lab.tensors.shards import INDEX, Shards, check
+from k2lab.tensors.shards import INDEX, SINGLE, Shards, check
 from k2lab.train.store import Trainable
 
 IDS = torch.tensor([[5, 80, 200, 7, 300, 258, 41]])
@@ -48,6 +50,24 @@ def test_transformers_reads_the_export_and_agrees(small_checkpoint: Path, tmp_pa
     torch.testing.assert_close(logits(made), peer, atol=2e-5, rtol=1e-4)
     # Against INT4 itself: the rounding of code · scale to bfloat16, 2⁻⁹ of each expert weight.
     torch.testing.assert_close(logits(small_checkpoint), peer, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("write", [export.export_native, export.export_transformers])
+def test_the_shipped_model_is_whole_in_each_form(write, tmp_path: Path) -> None:
+    made = write(asset("k2-nano"), tmp_path / "out")
+    assert [passed.check for passed in verify(made)][-1] == "sha256"
+    assert SINGLE in (made / export.SUMS).read_text()
+
+
+def test_a_card_tells_the_form_of_the_copy(small_checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(small_checkpoint, tmp_path / "source"))
+    facts, about, size = "---\nlicense: mit\n---\n", "# Small\n\nIts story.\n", "a size\n"
+    (source / "README.md").write_text(f"{facts}{about}## Files\n{size}\n## More\n\nmore\n")
+    made = export.export_transformers(source, tmp_path / "plain")
+    card = (made / "README.md").read_text()
+    assert card == f"{facts}{export.FORM}{about}## More\n\nmore\n"
+    again = export.export_native(source, tmp_path / "native")
+    assert (again / "README.md").read_bytes() == (source / "README.md").read_bytes()
 
 
 def test_sharded_export_is_read_back(

@@ -74,3 +74,10 @@ def test_sum_in_a_card_counts(copy: Path) -> None:
     row = f"| `model.safetensors` | `{sums['model.safetensors']}` |\n"
     (copy / "CARD.md").write_text(f"# Card\n\n{row}")
     assert passed_before(copy, CheckpointError) == CHECKS[:4]
+
+
+def test_the_folders_own_sums_count_more_than_a_card(copy: Path) -> None:
+    (copy / "CARD.md").write_text(f"| `model.safetensors` | `{'0' * 64}` |\n")
+    assert [passed.check for passed in verify(copy)] == CHECKS
+    flip(copy / "model.safetensors", -5)
+    assert passed_before(copy, CheckpointError) == CHECKS[:4]
