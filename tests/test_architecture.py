@@ -72,7 +72,7 @@ LIMIT = 400  # lines of a source file
 NOTEBOOK_LIMIT = 500_000  # bytes
 
 PROGRAMS = {"jupyterlab"}  # declared because it is started, not imported
-EXTRAS = {"guided", "mcp", "otel", "gpu"}  # adapters, imported where they are used
+EXTRAS = {"mcp", "otel", "gpu"}  # adapters, imported where they are used
 SHARED = {"opentelemetry": "opentelemetry-api"}  # a name that several distributions fill
 PEERS = {"transformers", "tokenizers", "playwright"}  # of benchmarks alone; in the test extra
 PEERS |= {"airllm"}  # and one that a person installs for the comparison

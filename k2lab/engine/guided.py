@@ -9,19 +9,17 @@ Source: llguidance, Earley parsing over the token trie; it takes ranks in tiktok
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from k2lab.engine.sampling import Sampler, anew, at, greedy, state_of
-from k2lab.errors import InputError, MissingError
+from k2lab.errors import InputError
 from k2lab.text.parse import ARGUMENTS, CALL, CALL_END
 from k2lab.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
 
 DIGITS = 4  # of the counter in a call's id
 SPACES = {"x-guidance": {"whitespace_pattern": "[ ]?"}}  # else a model can pad without end
@@ -46,10 +44,8 @@ class Grammar:
         self._text = grammar(schemas)
         self.matcher()  # says at once what cannot be compiled
 
-    def matcher(self) -> "LLMatcher":
+    def matcher(self) -> LLMatcher:
         """The state at the beginning of a call."""
-        from llguidance import LLMatcher
-
         made = LLMatcher(self._trie, self._text, log_level=0)
         if made.is_error():
             raise InputError(
@@ -126,15 +122,7 @@ def grammar(schemas: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(rules)
 
 
-def _trie(tokenizer: Tokenizer, vocabulary: int) -> "LLTokenizer":
-    try:
-        from llguidance import LLTokenizer
-    except ImportError as error:
-        raise MissingError(
-            "llguidance is not installed.",
-            expected="the optional part that guides decoding.",
-            mend="Install it with `pip install 'k2lab[guided]'`.",
-        ) from error
+def _trie(tokenizer: Tokenizer, vocabulary: int) -> LLTokenizer:
     first = tokenizer.n_vocab - len(tokenizer.specials)
     ranks = {tokenizer.decode_bytes([each]): each for each in range(first)}
     return LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]
