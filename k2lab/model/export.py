@@ -28,7 +28,8 @@ from k2lab.weights.dense import SCALE
 SINGLE_LIMIT = 2**31  # bytes up to which all tensors go into one file
 SUMS = "SHA256SUMS"
 CARDS = ("CARD.md", "README.md")  # what tells people about a checkpoint
-FORM = """> All weights of this copy are in bfloat16, written by `k2lab export`. What follows is the card of
+FORM = """\
+> All weights of this copy are in bfloat16, written by `k2lab export`. What follows is the card of
 > the checkpoint that they come from: its sizes and its measured figures are of that one.
 
 """
