@@ -7,7 +7,7 @@ import { button, el } from "./_kit.js";
  * @param {any} call @param {any} store @param {AbortSignal} signal
  */
 export function approvalCard(call, store, signal) {
-  const { approval, why, shown, digest } = call, open = approval === "waiting";
+  const { approval, why, shown, digest } = call, open = approval === "waiting" && store.busy;
   const words = [["Allow once", true], ["Refuse", false]].map(([text, allowed]) => button(text, () => store.send({ type: "approve", digest, allowed }), signal));
   return el("div", { class: "k2-call-result" }, el("span", { class: "k2-call-label", text: approval }), el("pre", { text: open ? `${why}\n${shown}` : why }), ...(open ? words : []));
 }

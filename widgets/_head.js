@@ -108,17 +108,18 @@ export function controls(store, signal) {
 
 /** Plays what is recorded: the playhead goes from token to token. @param {any} store @param {AbortSignal} signal */
 export function player(store, signal) {
-  let speed = 10, timer = 0;
+  let speed = 10, timer = 0, at = -1; // a place of its own: the pointer takes the playhead along
   const stop = () => { clearInterval(timer); timer = 0; write(); };
   const go = () => {
-    const { n } = store.data, next = store.get("playhead") + 1;
-    if (next >= n) { stop(); return; }
-    store.hover({ playhead: next });
+    if (at + 1 >= store.data.n) { stop(); return; }
+    store.hover({ playhead: ++at });
   };
   const begin = () => { clearInterval(timer); timer = /** @type {any} */ (setInterval(go, 1000 / speed)); };
   const play = button("Play", () => {
     if (timer) { stop(); return; }
-    if (store.get("playhead") < 0 || store.get("playhead") >= store.data.n - 1) store.hover({ playhead: 0 });
+    const head = store.get("playhead");
+    at = head < 0 || head >= store.data.n - 1 ? 0 : head;
+    store.hover({ playhead: at });
     begin();
     write();
   }, signal, { title: "Go through the recorded tokens" });
@@ -126,6 +127,7 @@ export function player(store, signal) {
   const node = el("div.k2-group", { role: "group", "aria-label": "Playback" }, play, pace);
   function write() {
     node.hidden = !store.data.n || store.busy;
+    if (timer && node.hidden) { stop(); return; }
     setText(play, timer ? "Hold" : "Play");
   }
   signal.addEventListener("abort", () => clearInterval(timer));

@@ -184,7 +184,8 @@ export function onKeys(node, act, signal) {
 
 /** Puts text on the clipboard; where that is forbidden, shows it to be copied. @param {string} text @param {HTMLElement} beside */
 export async function copyText(text, beside) {
-  const say = (words) => { const old = beside.textContent; beside.textContent = words; setTimeout(() => { beside.textContent = old; }, 1500); };
+  const own = (beside.dataset.own ??= beside.textContent ?? ""); // a second click comes while it says “Copied”
+  const say = (words) => { beside.textContent = words; setTimeout(() => { beside.textContent = own; }, 1500); };
   try {
     await navigator.clipboard.writeText(text);
     say("Copied");

@@ -38,11 +38,12 @@ export function paintText(pen, list, area) {
 
 /**
  * Alternatives of a token, near it. Pinned, in a live lab, each can be chosen instead.
- * @param {any} store @param {AbortSignal} signal
+ * @param {any} store @param {AbortSignal} signal @param {HTMLElement} home gets the focus of who leaves the box
  */
-export function popover(store, signal) {
+export function popover(store, signal, home) {
   const box = el("div.k2-pop", { hidden: true });
-  let key = "";
+  let key = "", shown = -1;
+  const writing = () => box.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
   const branch = (message) => { store.outcome = null; store.send({ type: "branch", ...message }); };
   const row = (data, i, { id, text, p }, colour, live) => el("tr", { class: id === data.column.ids[i] && "k2-chosen" },
     el("td.k2-mono", {}, live ? button(visible(text), () => branch({ at: i, token: id }), signal, { class: "k2-pick", title: `Branch here with ${visible(text)}` }) : visible(text)),
@@ -50,10 +51,12 @@ export function popover(store, signal) {
     el("td.k2-number", { text: percent(p) }));
   function own(i) { // a text of the person's own
     const { node, input } = lineForm({ style: "k2-group k2-own", label: "Text to go on with", hint: "… or write what comes here", word: "Branch" }, () => { if (input.value) branch({ at: i, text: input.value }); }, signal);
-    input.addEventListener("keydown", (event) => { if (event.key === "Escape") store.clear(); }, { signal });
+    input.addEventListener("keydown", (event) => { if (event.key !== "Escape") return; input.blur(); store.clear(); home.focus({ preventScroll: true }); }, { signal });
     return node;
   }
   const show = (data, i, node, frame, colour) => {
+    if (i !== shown && writing()) return; // what a person has begun to write stays
+    shown = i;
     const top = data.top(i), live = store.pinned()[0] === i && store.can("branch") && !store.busy && top.length > 0;
     const now = `${store.epoch}|${i}|${live}|${colour}|${i < data.m}`;
     if (now !== key) {
@@ -70,5 +73,5 @@ export function popover(store, signal) {
     box.style.left = `${clamp(at.left - area.left - 12, 4, Math.max(4, area.width - box.offsetWidth - 4))}px`;
     box.style.top = `${at.top - area.top > area.height * 0.55 ? Math.max(above, 40 - area.top) : below}px`;
   };
-  return { box, show, hide: () => { box.hidden = true; } };
+  return { box, show, hide: () => { if (!writing()) box.hidden = true; } };
 }

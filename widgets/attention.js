@@ -126,11 +126,12 @@ function drawMeter(pen, at, ink, status) {
 function fill(view) {
   const { store, root, signal } = view, scratch = document.createElement("canvas");
   root.classList.add("k2-attention");
-  let shown = null, held = -1, hovered = -1; // held: the head that was clicked
+  let shown = null, held = -1, hovered = -1, heat = null; // held: the head that was clicked
+  const cool = () => { if (heat && store.heat === heat) store.setHeat(null); heat = null; }; // another view's shading is not this one's to end
   const layers = choice("Layer", [], "", (value) => store.select({ layer: Number(value) }), signal), list = layers.control;
   const panel = picturePanel(view, {
     name: "AttentionCache", label: "Heads by sources. Up and down choose a head, left and right a source, Page keys a layer, Enter pins, Escape clears.",
-    tools: [layers], content, away: () => store.setHeat(null),
+    tools: [layers], content, away: cool,
     at: (x, y, at) => (shown ? headAt(at, x, y, shown.sources) : null),
     hover: ({ head, source }) => { hovered = source; store.select({ head: head < 0 ? held : shown.names[head] }); panel.paint(); },
     click: ({ head }) => { if (head >= 0) { held = held === shown.names[head] ? -1 : shown.names[head]; store.select({ head: held }); } },
@@ -139,7 +140,7 @@ function fill(view) {
   const edits = tray(store, signal, { deeds: HEAD_DEEDS, words: () => (store.get("head") >= 0 ? `L${layerNow()} head ${store.get("head")}` : ""), edit: (deed, scope) => ({ do: deed, layer: layerNow(), heads: [store.get("head")], ...scope }) });
   root.append(edits.node);
   panel.grid.addEventListener("pointerleave", () => { hovered = -1; store.select({ head: held }); panel.paint(); }, { signal });
-  signal.addEventListener("abort", () => store.setHeat(null));
+  signal.addEventListener("abort", cool);
 
   /** The query is what is pinned, else where the pointer is, else the last token. */
   const query = () => { const { n } = store.data, pin = store.pinned()[0]; return pin >= 0 && pin < n ? pin : store.token(n); };
@@ -151,7 +152,7 @@ function fill(view) {
     if (list.options.length !== count) offer(list, Array.from({ length: count }, (_, l) => [String(l), `layer ${l}`]), String(layer));
     if (list.value !== String(layer)) list.value = String(layer);
     shown = null;
-    const none = (why, soon = false) => { store.setHeat(null); return { why, soon }; };
+    const none = (why, soon = false) => { cool(); return { why, soon }; };
     if (!data.n || !count) return none("No tokens yet.");
     const detail = store.detail("attention", i, layer);
     if (!detail) return none(`Attention of layer ${layer} at token ${i} is being computed …`, true);
@@ -160,7 +161,9 @@ function fill(view) {
     const head = names.indexOf(store.get("head")), values = reads(arrays, sources, head), rows = Array.from({ length: heads }, (_, h) => reads(arrays, sources, h));
     const most = mostRead(values), peak = Math.max(most[0]?.share ?? 0, 1e-9), whose = head >= 0 ? `head ${names[head]}` : "the mean of the heads";
     shown = { data, sources, heads, names, values, layer, token: i, head };
-    store.setHeat({ key: `${i}|${layer}|${head}|${store.epoch}`, values: values.map((share) => share / peak), label: `read by ${whose} of layer ${layer}` });
+    const warm = { key: `${i}|${layer}|${head}|${store.epoch}`, values: values.map((share) => share / peak), label: `read by ${whose} of layer ${layer}` };
+    store.setHeat(warm);
+    if (store.heat === warm) heat = warm;
     const colours = ramp(store.get("palette")), { status } = store, named = (found, words) => found.map(({ i: s, share }) => `${JSON.stringify(data.texts[s])} ${words(s, percent(share))}`).join(", ");
     return {
       place: (width) => place(width, heads),

@@ -149,7 +149,7 @@ function fill(view) {
     const runs = runsNow(), order = branches(runs), last = order[order.length - 1]?.run.id;
     const key = JSON.stringify(runs);
     if (known.key !== key) {
-      const fresh = runs.map((run) => run.id).find((id) => !(known.ids ?? []).includes(id) && id !== store.get("store_id"));
+      const fresh = known.ids && runs.map((run) => run.id).find((id) => !known.ids.includes(id)); // at first all are: what is selected stays
       known = { key, ids: runs.map((run) => run.id) };
       if (!known.ids.includes(store.get("run"))) store.select({ run: store.get("store_id") });
       if (fresh || !known.ids.includes(store.get("compare"))) store.select({ compare: fresh ?? last });

@@ -11,6 +11,7 @@ import { TraceData } from "./_columns.js";
 export const SELECTION = ["run", "range", "layer", "expert", "head", "segment", "compare", "playhead", "palette", "pin", "edits"];
 
 const KEPT = 48; // details
+const AGAIN = 3000; // ms after which what was missing is asked for once more: somebody else may have had the engine
 
 /** Data and selection of one run, shared by the views in this page. */
 export class Store {
@@ -81,7 +82,7 @@ export class Store {
    */
   detail(what, token, layer = -1) {
     const key = `${what}:${token}:${layer}`, known = this.details.get(key);
-    if (known && !(known.provenance === "missing" && known.state !== this.status.state)) return known;
+    if (known && !(known.provenance === "missing" && (known.state !== this.status.state || Date.now() - known.at > AGAIN))) return known;
     if (this.wanted?.key !== key) { this.wanted = { type: "detail", key, what, token, layer }; this.fetch(); }
     return known ?? null;
   }
@@ -97,7 +98,7 @@ export class Store {
     let arrays = {};
     try { arrays = unpack(message.arrays ?? "", buffers); } catch (error) { this.notice = String(error); }
     this.details.delete(key);
-    this.details.set(key, { arrays, provenance, note: note ?? "", state: this.status.state });
+    this.details.set(key, { arrays, provenance, note: note ?? "", state: this.status.state, at: Date.now() });
     if (this.details.size > KEPT) this.details.delete(this.details.keys().next().value);
     if (this.wanted?.key === key) this.wanted = null;
   }

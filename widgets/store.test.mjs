@@ -120,6 +120,20 @@ test("a detail is asked for once, kept, and asked for again when what is missing
   assert.equal(store.wanted.key, "route:5:-1");
 });
 
+test("what is missing is asked for once more after a while: a branch may have had the engine", (context) => {
+  const model = fakeModel({ status: { state: "done" } }), store = new Store(model);
+  const busy = () => store.receive({ type: "detail", key: "route:5:-1", epoch: 1, arrays: "", provenance: "missing", note: "busy" }, []);
+  let now = 0;
+  context.mock.method(Date, "now", () => now);
+  busy();
+  now = 2000;
+  store.detail("route", 5);
+  assert.equal(store.wanted, null);
+  now = 4000;
+  assert.equal(store.detail("route", 5).note, "busy"); // shown till then
+  assert.equal(store.wanted.key, "route:5:-1");
+});
+
 test("details of an earlier run are not taken", () => {
   const store = new Store(fakeModel());
   store.receive({ type: "detail", key: "route:4:-1", epoch: 0, arrays: "", provenance: "missing", note: "" }, []);

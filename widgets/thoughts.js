@@ -26,10 +26,14 @@ const CALL = KINDS.indexOf("call");
 
 // ---------------------------------------------------------------- words (pure)
 
-/** State of a tool call in words. @param {any} call @param {boolean} [given] whether its text was read, not written, as after compaction */
-export function callState(call, given = false) {
-  if (!call) return { word: given ? "read again" : "being written", state: "open" };
-  if (call.ok === null || call.ok === undefined) return { word: call.approval === "waiting" ? "waits for you" : "running", state: "open" };
+/**
+ * State of a tool call in words.
+ * @param {any} call @param {boolean} [given] whether its text was read, not written, as after compaction
+ * @param {boolean} [over] whether the run has ended
+ */
+export function callState(call, given = false, over = false) {
+  if (!call) return { word: given ? "read again" : over ? "unfinished" : "being written", state: "open" };
+  if (call.ok === null || call.ok === undefined) return { word: over ? "unfinished" : call.approval === "waiting" ? "waits for you" : "running", state: "open" };
   return { word: `${call.ok ? "answered" : "failed"} in ${decimal(call.seconds, call.seconds < 1 ? 3 : 1)} s`, state: call.ok ? "ok" : "bad" };
 }
 
@@ -49,14 +53,19 @@ function tokenNode(data, i, strip, colours) {
   const node = el("span", { class: kind === "marker" ? "k2-token k2-mark" : "k2-token", "data-i": i });
   if (/^\n+$/.test(text)) node.classList.add("k2-break");
   node.textContent = text; // untrusted
-  const value = strip.value(data, i);
-  if (!Number.isNaN(value)) node.style.setProperty("--strip", faint(colours, strip.share(value)));
+  underline(node, data, i, strip, colours);
   return node;
 }
 
+/** The strip under a token, where there is a value. */
+function underline(node, data, i, strip, colours) {
+  const value = strip.value(data, i);
+  if (!Number.isNaN(value)) node.style.setProperty("--strip", faint(colours, strip.share(value)));
+}
+
 /** A tool call's heading, and its result below its last block. */
-function callHead(call, given) {
-  const { word, state } = callState(call, given);
+function callHead(call, given, over) {
+  const { word, state } = callState(call, given, over);
   return el("div.k2-call-head", {}, el("span.k2-call-name", { text: call ? call.name : "tool call" }), el("span.k2-call-state", { "data-state": state, text: word }));
 }
 
@@ -71,23 +80,25 @@ function fill({ model, store, root, signal, fail, compact }) {
   const unfolded = new Set(), made = new Map();
   let data = store.data, groups = [], blocks = [], heights = [], sums = offsets([]), following = true;
   let strip = STRIPS[model.get("strip")] ?? STRIPS.entropy, colours = rampOn("cividis", true), dark = false, markers = false;
-  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, warmed = false, placed = -1;
+  let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, placed = -1;
   let laid = -1; // the data's version that is laid out; −1: sizes, looks or the place in the text have changed
+  let held = null, wide = 0, over = false; // held: what lay at the top, and how far above it, when heights were thrown away
   const usersOf = latest(), rowsOf = latest(), base = { canvas: document.createElement("canvas"), key: "" };
 
   const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div.k2-list");
   const empty = el("p.k2-empty");
   const scroll = region("div.k2-scroll", "Tokens. Arrow keys move, Shift selects, S chooses a part, Enter pins, Escape clears.", empty, spaceAbove, list, spaceBelow);
   const map = el("canvas.k2-minimap", { "aria-hidden": "true" });
-  const pop = popover(store, signal), live = el("p.k2-hidden", { "aria-live": "polite" });
+  const pop = popover(store, signal, scroll), live = el("p.k2-hidden", { "aria-live": "polite" });
   const stage = el("div.k2-stage", {}, scroll, map, pop.box);
   const turns = [["Earlier", -1], ["Later", 1]].map(([word, step]) => button(word, () => { page += step; paint(); }, signal));
   const pane = tablePane("Tokens"), sheet = el("div"), swatch = el("span.k2-ramp"), lowWord = el("span"), highWord = el("span"), heatWords = el("p.k2-heat-words", { hidden: true });
   const paint = painter(draw, signal, fail);
   const relay = () => { laid = -1; paint(); };
   const repaint = () => { made.clear(); relay(); };
+  const resize = () => { hold(); heights = []; relay(); };
   const forms = takeAway((on) => { asTable = on; page = -1; paint(); }, picture, signal).group;
-  forms.prepend(toggle("Markers", (on) => { markers = on; heights = []; repaint(); }, signal));
+  forms.prepend(toggle("Markers", (on) => { markers = on; made.clear(); resize(); }, signal));
   const tools = el("div.k2-tools", {}, controls(store, signal), player(store, signal),
     traitChoice({ model, signal }, "strip", "Strip", Object.entries(STRIPS).map(([key, { label }]) => [key, label]), paint),
     el("span.k2-legend", {}, lowWord, swatch, highWord), el("span.k2-gap"), forms);
@@ -95,7 +106,7 @@ function fill({ model, store, root, signal, fail, compact }) {
   pane.append(el("div.k2-group", {}, ...turns), sheet);
   root.append(tools, stage, heatWords, pane, askBox(store, signal), live);
 
-  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; laid = -1; }
+  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; laid = -1; held = null; }
 
   function regroup() {
     if (data.n === grouped && heights.length === blocks.length) return;
@@ -114,21 +125,25 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   function blockNode(block) {
     const kind = KINDS[block.kind], folded = folds(block), group = groups[block.group], call = block.kind === CALL ? callOf(data.calls, groups, block.group) : null;
-    const state = call ? `${call.ok}${call.approval}` : "", key = `${block.kind}|${block.last}|${folded}|${state}|${markers}`;
-    const known = made.get(block.start), same = known?.key === key;
+    const state = block.kind === CALL ? `${call?.ok}${call?.approval}${over}` : "", key = `${block.kind}|${block.last}|${folded}|${state}|${markers}`;
+    const known = made.get(block.start), same = known?.key === key, routed = Math.min(block.stop, data.m);
+    if (same && known.line && strip === STRIPS.margin && known.routed < routed) { // routing comes after the text
+      for (const node of known.line.querySelectorAll(".k2-token")) if (Number(node.dataset.i) >= known.routed) underline(node, data, Number(node.dataset.i), strip, colours);
+    }
+    if (same) known.routed = routed;
     if (same && known.stop === block.stop) return known.node;
     if (same && known.line && known.stop < block.stop) { write(known.line, block, known.stop); known.stop = block.stop; return known.node; } // it has grown
     const body = el("div.k2-body");
     const node = el("div", { class: `k2-block k2-${kind}${block.first ? " k2-first" : ""}${block.last ? " k2-last" : ""}` }, body);
     if (block.first && kind !== "marker") node.prepend(letterButton(kind));
-    if (block.first && block.kind === CALL) body.append(callHead(call, Number.isNaN(data.column.seconds[block.start])));
+    if (block.first && block.kind === CALL) body.append(callHead(call, Number.isNaN(data.column.seconds[block.start]), over));
     if (block.first && (kind === "system" || kind === "result")) body.append(foldButton(block.group, group, folded));
     const line = folded ? null : el("div.k2-text");
     if (line) { write(line, block, block.start); body.append(line); }
     if (block.last && call?.approval) body.append(approvalCard(call, store, signal));
     if (block.last && call && typeof call.content === "string") body.append(callResult(call));
     if (kind === "marker" && !markers) node.hidden = true;
-    made.set(block.start, { key, node, line, stop: block.stop });
+    made.set(block.start, { key, node, line, routed, stop: block.stop });
     return node;
   }
 
@@ -151,10 +166,17 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   function foldButton(index, group, folded) {
     const label = `${NAMES[KINDS[group.kind]]} · ${group.stop - group.body} tokens`;
-    return button(label, () => { if (!unfolded.delete(index)) unfolded.add(index); heights = []; relay(); }, signal, { class: "k2-fold", "aria-expanded": String(!folded) });
+    const turn = () => {
+      if (!unfolded.delete(index)) unfolded.add(index);
+      resize();
+      following = false; // else the part would be taken away from who opened it
+      requestAnimationFrame(() => made.get(group.start)?.node.querySelector(".k2-fold")?.focus({ preventScroll: true })); // the button is a new one
+    };
+    return button(label, turn, signal, { class: "k2-fold", "aria-expanded": String(!folded) });
   }
 
   function draw() {
+    if (!root.clientWidth) return; // hidden; its size will call again
     if (store.data !== data) reset();
     const nowDark = isDark(getComputedStyle(root).backgroundColor), nowStrip = STRIPS[model.get("strip")] ?? STRIPS.entropy;
     const palette = store.get("palette") ?? "cividis";
@@ -168,11 +190,13 @@ function fill({ model, store, root, signal, fail, compact }) {
     stage.hidden = asTable; pane.hidden = !asTable;
     if (asTable) { drawTable(); return; }
     const { status } = store;
+    if (over === store.busy) { over = !store.busy; laid = -1; }
     empty.hidden = data.n > 0; map.hidden = !data.n;
     setText(empty, status.state === "running" ? "The model reads the prompt; its first token comes soon." : store.can("ask") ? "Nothing yet. Ask something below." : `No tokens in this run. ${status.detail ?? ""}`);
     if (laid !== data.version) {
       regroup();
-      if (following && data.n) reach(); else layout(scroll.scrollTop);
+      if (following && data.n) reach(); else layout(held ? offsets(heights)[blockOf(blocks, held.token)] + held.above : scroll.scrollTop);
+      held = null;
       placed = scroll.scrollTop;
       laid = data.version;
     }
@@ -180,17 +204,27 @@ function fill({ model, store, root, signal, fail, compact }) {
     drawMap();
   }
 
-  /** To the end: laid out where that is thought to be, and once more where it turns out to be elsewhere. */
+  /** To the end: laid out where that is thought to be, then where it is; heights that were guessed may push it away. */
   function reach() {
-    const shown = layout(Math.max(0, offsets(heights)[heights.length] - scroll.clientHeight));
-    scroll.scrollTop = scroll.scrollHeight;
-    if (sums[shown] > scroll.scrollTop) layout(scroll.scrollTop);
+    let at = Math.max(0, offsets(heights)[heights.length] - scroll.clientHeight);
+    for (let tries = 0; tries < 8; tries++) {
+      layout(at);
+      scroll.scrollTop = scroll.scrollHeight;
+      if (scroll.scrollTop === at) break;
+      at = scroll.scrollTop;
+    }
   }
 
-  /** Puts what is near a height into the page. @param {number} top @returns {number} the first block that is */
+  /** Remembers what lies at the top of the view. */
+  function hold() {
+    const b = blockAt(sums, scroll.scrollTop);
+    held ??= blocks[b] ? { token: blocks[b].start, above: scroll.scrollTop - sums[b] } : null;
+  }
+
+  /** Puts what is near a height into the page. @param {number} top */
   function layout(top) {
     sums = offsets(heights);
-    const view = scroll.clientHeight, anchor = blockAt(sums, top), delta = top - (sums[anchor] ?? 0);
+    const view = scroll.clientHeight, now = scroll.scrollTop, anchor = blockAt(sums, top), delta = top - (sums[anchor] ?? 0);
     const first = blockAt(sums, Math.max(0, top - view / 2)), last = Math.min(blocks.length - 1, blockAt(sums, top + 1.5 * view));
     const nodes = [];
     for (let b = first; b <= last; b++) nodes.push(blockNode(blocks[b]));
@@ -199,9 +233,8 @@ function fill({ model, store, root, signal, fail, compact }) {
     sums = offsets(heights);
     spaceAbove.style.height = `${sums[first] ?? 0}px`;
     spaceBelow.style.height = `${sums[sums.length - 1] - (sums[last + 1] ?? 0)}px`;
-    if (!following && Math.abs((sums[anchor] ?? 0) + delta - top) > 1) scroll.scrollTop = sums[anchor] + delta;
+    if (!following && Math.abs((sums[anchor] ?? 0) + delta - now) > 1) scroll.scrollTop = sums[anchor] + delta;
     if (made.size > 400) for (const [start, { node }] of made) if (!node.isConnected) made.delete(start);
-    return first;
   }
 
   /** Classes for what is selected; the popover for the token in focus. */
@@ -217,23 +250,21 @@ function fill({ model, store, root, signal, fail, compact }) {
       node.classList.toggle("k2-brushed", !!range && i >= range[0] && i < range[1]);
       node.classList.toggle("k2-pinned", i === pin);
       node.classList.toggle("k2-head-on", i === head);
-      if (!heat && !warmed) { if (i === head) focus = node; continue; }
-      const warm = heat && i < heat.values.length && heat.values[i] > 0.02 ? `${Math.round(heat.values[i] * 70)}%` : "";
-      if ((node.style.getPropertyValue("--heat") || "") !== warm) { node.style.setProperty("--heat", warm); node.classList.toggle("k2-warm", warm !== ""); }
       if (i === head) focus = node;
+      if (!heat && !node.classList.contains("k2-warm")) continue;
+      const warm = heat && i < heat.values.length && heat.values[i] > 0.02 ? `${Math.round(heat.values[i] * 70)}%` : "";
+      if (node.style.getPropertyValue("--heat") !== warm) { node.style.setProperty("--heat", warm); node.classList.toggle("k2-warm", warm !== ""); }
     }
-    warmed = heat !== null;
     setText(heatWords, heat ? `Shaded: ${heat.label}` : "");
     heatWords.hidden &&= !heat; // its line then stays: the text must not move under the pointer
     const segment = store.get("segment") ?? "";
     root.classList.toggle("k2-filtered", mask.length > 0);
     root.classList.toggle("k2-apart", segment !== "");
-    for (const node of segment || root.dataset.segment ? list.children : []) {
-      const mine = node.classList.contains(`k2-${segment}`);
+    for (const node of list.children) { // one that was scrolled away may still be marked
+      const mine = segment !== "" && node.classList.contains(`k2-${segment}`), letter = node.querySelector(".k2-letter");
       node.classList.toggle("k2-mine", mine);
-      node.querySelector(".k2-letter")?.setAttribute("aria-pressed", String(mine));
+      if (letter && letter.getAttribute("aria-pressed") !== String(mine)) letter.setAttribute("aria-pressed", String(mine));
     }
-    root.dataset.segment = segment;
     const looked = stage.matches(":hover") || stage.contains(document.activeElement); // else it would hide the text for nothing
     if (focus && looked && head < data.n && (shownHead === head || inside(focus))) pop.show(data, head, focus, stage, css(colours, 0.7)); else pop.hide();
     shownHead = head;
@@ -242,6 +273,7 @@ function fill({ model, store, root, signal, fail, compact }) {
   const inside = (node) => { const a = node.getBoundingClientRect(), b = scroll.getBoundingClientRect(); return a.bottom > b.top && a.top < b.bottom; };
 
   function drawMap() {
+    if (!map.clientWidth) return; // its width would be lost
     const width = map.clientWidth, height = scroll.clientHeight, total = Math.max(1, sums[sums.length - 1]), scale = Math.min(1, height / total);
     const pen = canvasPen(map, width, height);
     backdrop(base, pen, { width, height }, `${store.epoch}|${data.version}|${total}`, (below) => blocks.forEach((block, b) => {
@@ -310,7 +342,11 @@ function fill({ model, store, root, signal, fail, compact }) {
 
   store.listen(paint, signal);
   onTheme(repaint, signal);
-  onSize(root, () => { heights = []; relay(); }, signal);
+  onSize(root, () => {
+    if (!root.clientWidth || root.clientWidth === wide) { relay(); return; }
+    wide = root.clientWidth;
+    resize();
+  }, signal);
   paint();
 }
 

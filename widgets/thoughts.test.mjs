@@ -29,3 +29,9 @@ test("a call that waits for a person says so until somebody decided", () => {
   assert.deepEqual(thoughts.callState(call), { word: "waits for you", state: "open" });
   assert.equal(thoughts.callState({ ...call, approval: "allowed" }).word, "running");
 });
+
+test("what had not ended with its run is unfinished", () => {
+  const call = { name: "order", ok: null, approval: "waiting" };
+  for (const one of [call, { ...call, approval: null }, undefined]) assert.equal(thoughts.callState(one, false, true).word, "unfinished");
+  assert.equal(thoughts.callState({ ok: true, seconds: 1 }, false, true).state, "ok");
+});
