@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from k2lab.engine.events import KINDS, Kind
+from k2lab.engine.events import Kind
 from k2lab.errors import TraceError
 from k2lab.trace import routing
-from k2lab.trace.trace import Trace
+from k2lab.trace.trace import Trace, code_of
 
-PRIOR = 0.5  # choices added to each count, so that a log-ratio with an unused expert is finite
+PRIOR = 1.0  # choices added to each expert's count, over both phases: log-ratios stay finite
 LEVEL = 0.05  # of the corrected test, and outside the interval
 
 Numbers = NDArray[np.float64]
@@ -47,10 +47,14 @@ class Difference:
 
 
 def log_ratio(first: routing.Load, second: routing.Load) -> Numbers:
-    """log2 of the ratio of load shares [MoE layer, expert], with half a choice added to each."""
-    a, b = first + PRIOR, second + PRIOR
-    shares = a / a.sum(axis=-1, keepdims=True), b / b.sum(axis=-1, keepdims=True)
-    return np.asarray(np.log2(shares[0] / shares[1]))
+    """log2 of the ratio of load shares [MoE layer, expert], with one choice added to each expert.
+
+    The phases get it in proportion to their totals: a share of PRIOR / (both totals) in either. An
+    expert that neither phase used has 0.
+    """
+    totals = [counts.sum(axis=-1, keepdims=True) for counts in (first, second)]
+    added = PRIOR / np.maximum(totals[0] + totals[1], 1)
+    return np.asarray(np.log2((routing.shares(first) + added) / (routing.shares(second) + added)))
 
 
 def difference(
@@ -59,10 +63,11 @@ def difference(
     """One trace: the phases' labels turned round against the routing, `shuffles` times.
 
     A trace with one thought and one answer has few distinct turns that matter, so it rarely proves
-    anything: that is the truth about one trace. TraceError where a phase has no routed tokens.
+    anything: that is the truth about one trace. TraceError where a phase has no routed tokens,
+    InputError for a kind that is none.
     """
     kinds = trace.kinds[: trace.routed]
-    codes = [KINDS.index(kind) for kind in (first, second)]
+    codes = [code_of(kind) for kind in (first, second)]
     for kind, code in zip((first, second), codes, strict=True):
         if not (kinds == code).any():
             raise TraceError(
@@ -79,7 +84,8 @@ def difference(
     shuffled = np.empty((len(turns), *shape))
     for place, turn in enumerate(turns):
         shuffled[place] = _log_ratio_of(experts, np.roll(labels, int(turn)), codes, shape)
-    spread = np.sqrt((shuffled**2).mean(axis=0)) if len(turns) else np.zeros(shape)
+    # The found ratios are in the scale as each shuffle's are: else they alone could exceed it.
+    spread = np.sqrt(((shuffled**2).sum(axis=0) + found**2) / (len(turns) + 1))
     scale = np.maximum(spread, 1e-9)
     largest = np.abs(shuffled / scale).reshape(len(turns), -1).max(axis=1, initial=0)
     low, high = _interval(shuffled, shape)

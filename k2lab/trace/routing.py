@@ -43,7 +43,7 @@ def load_of(trace: Trace, kind: Kind) -> Load:
 
 def shares(counts: Load) -> Shares:
     """Each layer's load divided by its sum [MoE layer, expert]; zero where there is none."""
-    total = counts.sum(axis=1, keepdims=True)
+    total = counts.sum(axis=-1, keepdims=True)
     return np.asarray(counts / np.maximum(total, 1))
 
 
@@ -85,13 +85,14 @@ def coactivation(trace: Trace, row: int) -> NDArray[np.int64]:
 
     The diagonal is each expert's load.
     """
-    used = _used(trace, row)
+    used = _used(trace, row, trace.routed)
     return np.asarray(used.T @ used, np.int64)
 
 
 def flow(trace: Trace, row: int) -> NDArray[np.int64]:
     """Tokens that used expert i of MoE layer `row` and j of the next one [expert i, expert j]."""
-    return np.asarray(_used(trace, row).T @ _used(trace, row + 1), np.int64)
+    length = trace.routed  # once: a run may go on in between
+    return np.asarray(_used(trace, row, length).T @ _used(trace, row + 1, length), np.int64)
 
 
 def surprise(counts: NDArray[np.int64]) -> Shares:
@@ -107,8 +108,8 @@ def surprise(counts: NDArray[np.int64]) -> Shares:
     return np.asarray(np.log2(ratio))
 
 
-def _used(trace: Trace, row: int) -> NDArray[np.float32]:
-    """Which experts of a row each token used [token, expert], as 0 and 1."""
+def _used(trace: Trace, row: int, length: int) -> NDArray[np.float32]:
+    """Which experts of a row each of the first tokens used [token, expert], as 0 and 1."""
     layers = trace.about.moe_layers
     if not 0 <= row < layers:
         raise TraceError(
@@ -116,6 +117,6 @@ def _used(trace: Trace, row: int) -> NDArray[np.float32]:
             expected=f"a MoE layer counted from 0, at most {layers - 1}; a flow needs a next one.",
             mend=f"subtract the {trace.about.dense_layers} dense layers from a layer's number.",
         )
-    used = np.zeros((trace.routed, trace.about.experts), np.float32)
-    np.put_along_axis(used, trace.experts[: len(used), row].astype(np.int64), 1, axis=1)
+    used = np.zeros((length, trace.about.experts), np.float32)
+    np.put_along_axis(used, trace.experts[:length, row].astype(np.int64), 1, axis=1)
     return used

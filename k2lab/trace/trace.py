@@ -265,14 +265,14 @@ class Trace:
 
     def mask(self, kind: Kind) -> NDArray[np.bool_]:
         """Which tokens are of `kind` [token]."""
-        return np.asarray(self.kinds == _code(kind))
+        return np.asarray(self.kinds == code_of(kind))
 
     def text(self, kind: Kind | None = None) -> str:
         """The text of all tokens, or of those of one kind."""
         kinds = self.kinds
         if kind is None:
             return "".join(self._texts[: len(kinds)])
-        return "".join(self._texts[i] for i in np.flatnonzero(kinds == _code(kind)))
+        return "".join(self._texts[i] for i in np.flatnonzero(kinds == code_of(kind)))
 
     def context_of(self, token: int) -> int:
         """Index of the first token that is remembered at this one."""
@@ -390,7 +390,8 @@ class Trace:
             )
 
 
-def _code(kind: str) -> int:
+def code_of(kind: str) -> int:
+    """The code of a kind in `trace.kinds`; InputError where there is no such kind."""
     if kind not in CODE:
         there = ", ".join(CODE)
         raise InputError(

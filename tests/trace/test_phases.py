@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from k2lab.engine.events import Kind, PromptRead, Routed, TokenChosen
-from k2lab.errors import TraceError
+from k2lab.errors import InputError, TraceError
 from k2lab.trace import phases, routing
-from k2lab.trace.trace import About, Trace
+from k2lab.trace.table import Table
+from k2lab.trace.trace import CODE, TOKEN, About, Trace
 
 ABOUT = About("m", layers=3, dense_layers=1, experts=8, slots=2, scaling=1.0, vocab=9)
 
@@ -38,11 +39,25 @@ def alternating(spans: int, *, differs: bool) -> Trace:
     return recorded(kinds, experts)
 
 
-def test_log_ratio_is_of_shares_with_half_a_choice_added() -> None:
-    first, second = np.array([[7, 0]]), np.array([[1, 2]])
+def test_log_ratio_is_of_shares_with_a_choice_added_as_the_totals_are() -> None:
+    first, second = np.array([[7, 0]]), np.array([[1, 2]])  # a choice: 0.7 and 0.3
     found = phases.log_ratio(first, second)
-    expected = np.log2([[(7.5 / 8) / (1.5 / 4), (0.5 / 8) / (2.5 / 4)]])
+    expected = np.log2([[(7.7 / 7) / (1.3 / 3), (0.7 / 7) / (2.3 / 3)]])
     assert np.allclose(found, expected)
+
+
+def test_an_expert_that_no_phase_used_has_no_log_ratio() -> None:
+    first, second = np.array([[90, 10, 0], [0, 0, 0]]), np.array([[9, 1, 0], [0, 0, 0]])
+    assert np.array_equal(phases.log_ratio(first, second), np.zeros((2, 3)))
+
+
+def test_an_expert_that_was_never_chosen_differs_nowhere() -> None:
+    trace = alternating(12, differs=True)
+    unused = recorded(["thinking"] * 60 + ["answer"] * 6, np.minimum(trace.experts[:67], 5))
+    found = phases.difference(unused, "thinking", "answer", shuffles=19)
+    for values in (found.log_ratio, found.low, found.high):
+        assert not values[:, 6:].any()
+    assert (found.p[:, 6:] == 1).all()
 
 
 def test_a_difference_is_found_where_it_is() -> None:
@@ -69,9 +84,29 @@ def test_one_thought_and_one_answer_prove_little() -> None:
     assert not found.differs.any()
 
 
+def test_one_trace_keeps_its_error_rate() -> None:
+    """Few shuffles: what is found must be measured as they are, not by them alone."""
+    wrong, about = (
+        0,
+        About("m", layers=2, dense_layers=0, experts=16, slots=2, scaling=1.0, vocab=9),
+    )
+    for seed in range(120):
+        draw = np.random.default_rng(seed)
+        kinds = draw.choice([CODE["thinking"], CODE["answer"]], 60).astype(np.uint8)
+        experts = np.argsort(draw.random((60, 2, 16)), axis=-1)[..., :2].astype(np.uint16)
+        tokens = {name: np.zeros(60, dtype) for name, dtype in TOKEN.items()} | {"kinds": kinds}
+        routes = {"experts": experts, "weights": experts.astype(np.uint8),
+                  "margin": np.ones((60, 2), np.float16)}  # fmt: skip
+        trace = Trace.of(about, Table.of(tokens), Table.of(routes), texts=[""] * 60, top=[()] * 60)
+        wrong += phases.difference(trace, "thinking", "answer", shuffles=39).differs.any()
+    assert wrong <= 13  # 5 % of 120 is 6; more than 13 happens once in 270 times
+
+
 def test_a_phase_that_does_not_occur_is_named() -> None:
     with pytest.raises(TraceError, match="kind 'call'"):
         phases.difference(alternating(2, differs=True), "thinking", "call")
+    with pytest.raises(InputError, match="No part of a run is 'dreams'"):
+        phases.difference(alternating(2, differs=True), "thinking", "dreams")  # type: ignore[arg-type]
 
 
 def loads(tasks: int, *, differs: bool) -> tuple[list[routing.Load], list[routing.Load]]:
