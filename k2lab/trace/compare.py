@@ -42,6 +42,7 @@ def compare(first: Trace, second: Trace) -> Comparison:
     """Where the two part, and how their routing and entropy differ from there on.
 
     Two runs with the same tokens are compared from their beginning: edits change routing alone.
+    TraceError for traces of two models, and for redacted ones: nobody knows where those part.
     """
     ours, theirs = first.about, second.about
     if (ours.moe_layers, ours.experts, ours.slots) != (
@@ -51,6 +52,12 @@ def compare(first: Trace, second: Trace) -> Comparison:
             f"Traces of {ours.model!r} and {theirs.model!r}, whose experts are not the same.",
             expected="two traces of one model.",
             mend="compare runs of one lab, or branches of one run.",
+        )
+    if first.redacted or second.redacted:
+        raise TraceError(
+            "A trace that was saved with redact=True: its token ids were taken out.",
+            expected="two traces with their ids, to see where the tokens part.",
+            mend="compare the runs themselves, or traces that were saved whole.",
         )
     length = min(len(first), len(second))
     other = np.flatnonzero(first.ids[:length] != second.ids[:length])

@@ -1,11 +1,14 @@
 """Two traces: where they part, and how routing and entropy differ after."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from k2lab.engine.events import PromptRead, Routed, TokenChosen
 from k2lab.errors import TraceError
 from k2lab.trace.compare import compare, overlap
+from k2lab.trace.file import open_trace
 from k2lab.trace.trace import About, Trace
 
 ABOUT = About("m", layers=3, dense_layers=1, experts=8, slots=2, scaling=1.0, vocab=9)
@@ -53,6 +56,16 @@ def test_traces_of_other_models_are_refused() -> None:
     other = Trace(About("n", layers=3, dense_layers=1, experts=9, slots=2, scaling=1.0, vocab=9))
     with pytest.raises(TraceError, match="not the same"):
         compare(Trace(ABOUT), other)
+
+
+def test_traces_without_their_ids_are_refused(tmp_path: Path) -> None:
+    """Redacted ones of two questions would seem to share every token."""
+    one = recorded([3, 4, 5], [[0, 1]] * 4, 1.0)
+    other = recorded([3, 6, 7], [[0, 1]] * 4, 1.0)
+    hidden = open_trace(other.save(tmp_path / "x.k2trace", redact=True))
+    for pair in ((one, hidden), (hidden, one), (hidden, hidden)):
+        with pytest.raises(TraceError, match="redact=True"):
+            compare(*pair)
 
 
 def test_overlap_is_that_of_sets() -> None:
