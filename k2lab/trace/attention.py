@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from k2lab.errors import TraceError
+from k2lab.trace.captured import ATTENTION
 from k2lab.trace.trace import Trace
 
 Numbers = NDArray[np.float32]
@@ -33,7 +34,7 @@ class Reading:
 
 def scores(trace: Trace, layer: int, token: int) -> Numbers:
     """Logits of the captured heads at the token [head, source], sources 0 … token."""
-    plain, rotated = _parts(trace, layer, token)
+    plain, rotated, _ = _parts(trace, layer, token)
     return plain + rotated
 
 
@@ -44,11 +45,10 @@ def weights(trace: Trace, layer: int, token: int) -> Numbers:
 
 def reading(trace: Trace, layer: int, token: int) -> Reading:
     """Weights of the captured heads, how much of them is position, and the latents' lengths."""
-    plain, rotated = _parts(trace, layer, token)
+    plain, rotated, latent = _parts(trace, layer, token)
     read = softmax(plain + rotated)
     part = (read * np.abs(rotated)).sum(-1)
     whole = part + (read * np.abs(plain)).sum(-1)
-    latent = trace.captured.values("latent", layer)[: token + 1]
     share = part / np.maximum(whole, np.float32(1e-20))
     return Reading(read, share, np.linalg.norm(latent, axis=-1).astype(np.float32))
 
@@ -65,24 +65,24 @@ def softmax(values: Numbers) -> Numbers:
     return np.asarray(spread / spread.sum(axis=-1, keepdims=True), np.float32)
 
 
-def _parts(trace: Trace, layer: int, token: int) -> tuple[Numbers, Numbers]:
-    """Logits without and with position [head, source]."""
+def _parts(trace: Trace, layer: int, token: int) -> tuple[Numbers, Numbers, Numbers]:
+    """Logits without and with position [head, source], and the latents [source, latent]."""
     captured = trace.captured
-    latent, key = captured.values("latent", layer), captured.values("key_rope", layer)
-    if captured.first > 0:
+    latent, key, in_latent, in_rope = (captured.values(name, layer) for name in ATTENTION)
+    known = min(len(latent), len(key), len(in_latent), len(in_rope))  # a run may go on meanwhile
+    if captured.first > 0:  # after the values: it only grows, so at 0 they all begin there
         raise TraceError(
             f"The latents of tokens 0 … {captured.first - 1} were given up to stay in the budget.",
             expected="the latents of all tokens that the heads may read.",
             mend="give capture more bytes, level.within(budget), or name fewer layers and heads.",
         )
-    if not 0 <= token < captured.stop:
+    if not 0 <= token < known:
         raise TraceError(
             f"Attention at token {token}.",
-            expected=f"a token from 0 to {captured.stop - 1}, those that were captured.",
+            expected=f"a token from 0 to {known - 1}, those that were captured.",
             mend="wait until the run has read the token, or choose another one.",
         )
-    queries = (captured.values(name, layer)[token] for name in ("query_latent", "query_rope"))
-    in_latent, in_rope = queries
-    plain, rotated = in_latent @ latent[: token + 1].T, in_rope @ key[: token + 1].T
+    latent, key = latent[: token + 1], key[: token + 1]
+    plain, rotated = in_latent[token] @ latent.T, in_rope[token] @ key.T
     plain[:, : trace.context_of(token)] = FORGOTTEN
-    return plain, rotated
+    return plain, rotated, latent

@@ -101,9 +101,9 @@ class CapturedValues:
     def append(self, event: Captured) -> None:
         """Folds in the values of the next tokens."""
         if not self._layers:
-            self.heads, self._layers = event.heads, dict(event.layers)
             columns = {name: (a.dtype, a.shape[1:]) for name, a in event.arrays.items()}
-            self._table = Table.empty(columns, first=event.start)
+            self._table = Table.empty(columns, first=event.start)  # before the names tell of it
+            self.heads, self._layers = event.heads, dict(event.layers)
         same = event.layers == self._layers and event.heads == self.heads
         if event.start != self.stop or not same:
             raise TraceError(

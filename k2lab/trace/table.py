@@ -29,7 +29,7 @@ class Table:
     ) -> "Table":
         """No rows yet; dtype and shape of a row by name; the first row will have this number."""
         made = {
-            name: (first, np.zeros((FIRST_CAPACITY, *shape), dtype))
+            name: (first, np.zeros((0, *shape), dtype))  # the first row makes room
             for name, (dtype, shape) in columns.items()
         }
         return cls(made, first=first, length=first)
@@ -76,12 +76,13 @@ class Table:
 
     def fork(self, length: int) -> "Table":
         """A table with the rows before `length`, which grows on its own; shares them until then."""
+        length = min(self.length, length)  # before the buffers: it may grow in between
         columns = {}
         for name, (base, buffer) in self._columns.items():
             view = buffer[: max(0, length - base)]
             view.flags.writeable = False
             columns[name] = base, view
-        return Table(columns, first=min(self.first, length), length=min(self.length, length))
+        return Table(columns, first=min(self.first, length), length=length)
 
     @property
     def nbytes(self) -> int:
