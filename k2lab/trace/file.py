@@ -48,15 +48,19 @@ from k2lab.engine.events import KINDS, Dropped, ExpertsMoved, Misread, Stopped
 from k2lab.errors import TraceError
 from k2lab.trace.captured import NAMES, CapturedValues
 from k2lab.trace.mapped import Arrays, damaged, foreign, read
-from k2lab.trace.records import record
+from k2lab.trace.records import kept, record
 from k2lab.trace.table import Table
 from k2lab.trace.trace import TOKEN, About, CallRecord, Context, Facts, Top, Trace
 
 VERSION = 1
 KEY = "k2trace"
+PAIRS = 2**20  # of a layer and an expert, at most; K2 has 23,424
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading meets where values are of other types or out of range."""
 HIDDEN = "▪"  # stands for each token's text where redacted
 MOVED = {"start": np.int32, "tokens": np.int32, "slots": np.int32, "hits": np.int64,
          "misses": np.int64, "stall": np.float64}  # fmt: skip
+BY_LAYER = ("hits", "misses", "stall")
 
 
 def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
@@ -64,6 +68,7 @@ def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
     from safetensors.numpy import save as packed
 
     redact = redact or trace.redacted
+    stopped, answer = trace.stopped, trace.answer  # first: an end is of all tokens before it
     now = trace.fork(len(trace))  # a run may go on while it is saved
     arrays = _token_arrays(now, redact=redact)
     arrays |= {name: getattr(now, name) for name in ("experts", "weights", "margin")}
@@ -77,8 +82,8 @@ def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
         "calls": [asdict(_hidden(call) if redact else call) for call in now.calls],
         "misread": _misread(trace, redact=redact),
         "contexts": [asdict(each) for each in now.contexts],
-        "stopped": None if trace.stopped is None else asdict(_ended(trace.stopped, redact=redact)),
-        "answer": "" if redact else trace.answer,
+        "stopped": None if stopped is None else asdict(_ended(stopped, redact=redact)),
+        "answer": "" if redact else answer,
         "prefill_seconds": trace.prefill_seconds,
         "capture_seconds": trace.capture_seconds,
         "facts": asdict(trace.facts),
@@ -131,14 +136,14 @@ def open_trace(path: str | Path) -> Trace:
         return _trace(arrays, metadata)
     except TraceError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise damaged(path, _reason(error)) from error
 
 
 def _trace(arrays: Arrays, metadata: dict[str, Any]) -> Trace:
     about = record(About, metadata["about"])
     rows = (about.moe_layers, about.slots)
-    if not 0 <= about.dense_layers <= about.layers or not 0 <= about.experts <= 2**16:
+    if not _possible(about):
         raise ValueError("its model has impossible sizes")
     n = len(arrays["ids"])
     tokens = {name: _shaped(arrays, name, dtype, n) for name, dtype in TOKEN.items()}
@@ -149,23 +154,30 @@ def _trace(arrays: Arrays, metadata: dict[str, Any]) -> Trace:
         "weights": _shaped(arrays, "weights", np.uint8, m, *rows),
         "margin": _shaped(arrays, "margin", np.float16, m, rows[0]),
     }
+    if m > n:
+        raise ValueError(f"it has routes of {m} tokens, of {n}")
     if routing["experts"].size and routing["experts"].max() >= about.experts:
         raise ValueError("it names experts that its model does not have")
     texts = _texts(arrays, "text", "text_end", n)
     trace = Trace.of(about, Table.of(tokens), Table.of(routing), texts=texts, top=_top(arrays, n))
-    trace.calls = [_call(values) for values in metadata["calls"]]
+    trace.calls = [_call(values, n) for values in metadata["calls"]]
     trace.misread = [record(Misread, each) for each in metadata["misread"]]
     if "contexts" in metadata:
         trace.contexts = _contexts(metadata["contexts"], n)
     stopped, dropped = metadata["stopped"], metadata["dropped"]
     trace.stopped = None if stopped is None else record(Stopped, stopped)
     trace.dropped = None if dropped is None else record(Dropped, dropped)
-    trace.answer, trace.redacted = str(metadata["answer"]), bool(metadata["redacted"])
-    trace.prefill_seconds = float(metadata["prefill_seconds"])
-    trace.capture_seconds = float(metadata.get("capture_seconds", 0.0))  # not in the first files
+    trace.answer, trace.redacted = kept(metadata, "answer", str), kept(metadata, "redacted", bool)
+    trace.prefill_seconds = kept(metadata, "prefill_seconds", float)
+    if "capture_seconds" in metadata:  # not in the first files
+        trace.capture_seconds = kept(metadata, "capture_seconds", float)
     trace.facts = record(Facts, metadata["facts"]) if "facts" in metadata else Facts()
     trace.captured = _captured(arrays, metadata["captured"])
+    if trace.captured.stop > n:
+        raise ValueError(f"it has captured values of token {trace.captured.stop - 1} of {n}")
     trace.moved = list(_moved(arrays, metadata["moved"]))
+    if any(not 0 <= each.start <= each.start + each.tokens <= n for each in trace.moved):
+        raise ValueError(f"it has moves for tokens that are none of its {n}")
     return trace
 
 
@@ -199,7 +211,7 @@ def _texts(arrays: Arrays, name: str, ends: str, count: int) -> list[str]:
     data = _shaped(arrays, name, np.uint8, len(arrays[name])).tobytes()
     stops = _shaped(arrays, ends, np.int64, count)
     starts = np.concatenate([np.zeros(1, np.int64), stops])
-    if starts[-1] != len(data) or (np.diff(starts) < 0).any():
+    if starts[-1] != len(data) or (starts[1:] < starts[:-1]).any():  # differences may overflow
         raise ValueError(f"its '{ends}' does not fit its '{name}'")
     edges = pairwise(starts.tolist())
     return [data[start:stop].decode("utf-8", "surrogatepass") for start, stop in edges]
@@ -256,14 +268,22 @@ def _moved_arrays(moved: Sequence[ExpertsMoved]) -> Arrays:
 
 
 def _moved(arrays: Arrays, links: Sequence[dict[str, int]]) -> Iterable[ExpertsMoved]:
-    ends = arrays["moved.load_end"].tolist() if links else []
-    if len(ends) != len(links):
-        raise ValueError("its moves and their bytes do not belong together")
-    for place, (start, stop) in enumerate(pairwise([0, *ends])):
-        parts: dict[str, Any] = {part: arrays[f"moved.{part}"][place] for part in MOVED}
-        parts |= {part: int(parts[part]) for part in ("start", "tokens", "slots")}
-        loads = arrays["moved.loads"][start:stop]
-        yield ExpertsMoved(**parts, loads=loads, bytes_moved=dict(links[place]))
+    if not links:
+        return
+    n, layers = len(links), arrays["moved.hits"].shape[-1]
+    whole = {
+        part: _shaped(arrays, f"moved.{part}", dtype, n, *([layers] if part in BY_LAYER else []))
+        for part, dtype in MOVED.items()
+    }
+    all_loads = _shaped(arrays, "moved.loads", np.int32, len(arrays["moved.loads"]), 4)
+    ends = [0, *_shaped(arrays, "moved.load_end", np.int64, n).tolist()]
+    if ends != sorted(ends) or ends[-1] != len(all_loads):
+        raise ValueError("its 'moved.load_end' does not fit its 'moved.loads'")
+    for place, (start, stop) in enumerate(pairwise(ends)):
+        parts = {part: each[place] for part, each in whole.items()}
+        parts |= {part: int(each) for part, each in parts.items() if part not in BY_LAYER}
+        moved = {str(link): kept(links[place], link, int) for link in links[place]}
+        yield ExpertsMoved(**parts, loads=all_loads[start:stop], bytes_moved=moved)
 
 
 def _shaped(arrays: Arrays, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
@@ -279,6 +299,17 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _possible(about: About) -> bool:
+    """Whether a model can have these sizes, and their arrays room in a memory."""
+    some = not about.moe_layers or 0 < about.slots <= about.experts <= 2**16
+    return (
+        some
+        and 0 <= about.dense_layers <= about.layers
+        and min(about.slots, about.experts, about.vocab) >= 0
+        and about.layers * max(1, about.experts) <= PAIRS
+    )
+
+
 def _contexts(values: Any, n: int) -> list[Context]:
     found = [record(Context, each) for each in values]
     starts = [each.start for each in found]
@@ -287,10 +318,13 @@ def _contexts(values: Any, n: int) -> list[Context]:
     return found
 
 
-def _call(values: Any) -> CallRecord:
+def _call(values: Any, n: int) -> CallRecord:
     """A call as it was written; the first files knew of no approvals."""
     unasked = dict.fromkeys(("approval", "digest", "shown", "why"), "")
-    return record(CallRecord, unasked | values if isinstance(values, dict) else values)
+    found = record(CallRecord, unasked | values if isinstance(values, dict) else values)
+    if not 0 <= found.index < n:
+        raise ValueError(f"it has a call at token {found.index} of {n}")
+    return found
 
 
 def _hidden(call: CallRecord) -> CallRecord:

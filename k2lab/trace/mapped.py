@@ -18,6 +18,9 @@ from k2lab.errors import MissingError, TraceError
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest header that the format allows."""
 
+SIDES = 8
+"""Sides of the largest array; a trace's have at most 4."""
+
 TYPES = {
     "U8": "<u1",
     "U16": "<u2",
@@ -51,16 +54,11 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
     arrays, end = {}, 0
     for name, entry in sorted(header.items(), key=_first_byte):
         try:
-            dtype = np.dtype(TYPES[entry["dtype"]])
-            shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
-            sides = all(type(side) is int and side >= 0 for side in shape)
-            fits = sides and first == end and last - first == math.prod(shape) * dtype.itemsize
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"its header is wrong about '{name}'") from error
-        if not fits or last > len(data):
-            raise damaged(path, f"'{name}' does not lie where its header says")
-        arrays[name] = data[first:last].view(dtype).reshape(shape)
-        end = last
+            arrays[name] = _array(data[end:], entry, end)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            why = f"its header is wrong about '{name:.40}': {error!s:.80}"
+            raise damaged(path, why) from error
+        end += arrays[name].nbytes
     if end != len(data):
         raise damaged(path, f"{len(data) - end:,} bytes belong to no array")
     if not isinstance(metadata, dict):
@@ -102,6 +100,18 @@ def _header(pages: NDArray[Any], path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise damaged(path, "its header is no object")
     return header, 8 + length
+
+
+def _array(rest: NDArray[Any], entry: Any, begin: int) -> NDArray[Any]:
+    """The array of a header's entry; its bytes are the first of `rest`, which begins at `begin`."""
+    dtype = np.dtype(TYPES[entry["dtype"]])
+    shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
+    if len(shape) > SIDES or not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+        raise ValueError("its shape or its place is none")
+    length = math.prod(shape) * dtype.itemsize
+    if (first, last) != (begin, begin + length) or length > len(rest):
+        raise ValueError("it does not lie where it should")
+    return rest[:length].view(dtype).reshape(shape)
 
 
 def _first_byte(item: tuple[str, Any]) -> tuple[int, int]:

@@ -1,15 +1,20 @@
 """The trace file: what goes in comes out, old files keep opening, and bad ones say what they are."""
 
+import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save as packed
 
 import k2lab
 from k2lab.engine.events import (
@@ -26,7 +31,9 @@ from k2lab.engine.events import (
     ToolAsked,
 )
 from k2lab.errors import MissingError, TraceError
+from k2lab.trace.figures import figures
 from k2lab.trace.file import HIDDEN, KEY, VERSION, open_trace
+from k2lab.trace.mapped import read
 from k2lab.trace.synthetic import synthetic
 from k2lab.trace.trace import About, Facts, Trace
 
@@ -216,8 +223,7 @@ def parts(path: Path) -> tuple[dict, dict, bytes]:
 
 
 def write(path: Path, header: dict, metadata: object, data: bytes) -> Path:
-    header["__metadata__"] = {KEY: json.dumps(metadata)}
-    text = json.dumps(header).encode()
+    text = json.dumps({**header, "__metadata__": {KEY: json.dumps(metadata)}}).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
 
@@ -294,6 +300,15 @@ WRONG = {
     "captured values that are not there": lambda m: m["captured"]["layers"].update(scores=[1]),
     "captured values with foreign names": lambda m: m["captured"]["layers"].update({"../x": [1]}),
     "moves that are not there": lambda m: m["moved"].append({}),
+    "bytes that are no number": lambda m: m["moved"][0].update({"disk→host": "123"}),
+    "more layers than a memory holds": lambda m: m["about"].update(layers=10**9),
+    "a layer without experts": lambda m: m["about"].update(experts=0),
+    "seconds beyond every number": lambda m: m.update(prefill_seconds=10**400),
+    "seconds that are no number": lambda m: m["stopped"].update(seconds=float("nan")),
+    "a size beyond every number": lambda m: m["about"].update(vocab=10**400),
+    "a call after the last token": lambda m: m["calls"][0].update(index=4),
+    "captured values after the last token": lambda m: m["captured"].update(first=3),
+    "redaction that is neither true nor false": lambda m: m.update(redacted="false"),
 }
 
 
@@ -317,3 +332,123 @@ def test_any_altered_byte_opens_or_is_named(
     path.write_bytes(content)
     with suppress(TraceError):
         repr(open_trace(path))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [0, 10**30]},
+        {"shape": [0] * 70},
+        {"shape": [0, -1]},
+        {"shape": [False]},
+        {"data_offsets": [0.0, 0.0]},
+        {"data_offsets": [0]},
+        {"dtype": ["U8"]},
+    ],
+)
+def test_an_array_that_cannot_be_is_damaged(saved: Path, entry: dict) -> None:
+    header, metadata, data = parts(saved)
+    header["more"] = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} | entry
+    write(saved, header, metadata, data)
+    with pytest.raises(TraceError, match="damaged: its header is wrong about 'more'"):
+        open_trace(saved)
+
+
+def test_layers_that_no_memory_holds_are_damaged(tmp_path: Path) -> None:
+    path = Trace(ABOUT).save(tmp_path / "x.k2trace")
+    header, metadata, data = parts(path)
+    many = metadata["about"]["layers"] = 10**9
+    for name in ("experts", "weights", "margin"):  # of no token
+        header[name]["shape"][1] = many - ABOUT.dense_layers
+    write(path, header, metadata, data)
+    with pytest.raises(TraceError, match="impossible sizes"):
+        open_trace(path)
+
+
+def test_routes_of_no_token_and_texts_that_run_back_are_damaged(saved: Path) -> None:
+    trace = example()
+    arrays, header = read(saved)
+    most = np.iinfo(np.int64)
+    # Differences between these ends overflow to positive ones.
+    for name, values in (
+        ("text_end", np.array([most.max, most.min, -1, len(arrays["text"])])),
+        ("experts", np.concatenate([trace.experts] * 2)),
+    ):
+        more = {each: np.ascontiguousarray(a) for each, a in arrays.items()} | {name: values}
+        if name == "experts":
+            more |= {each: np.concatenate([more[each]] * 2) for each in ("weights", "margin")}
+        saved.unlink()  # what was read is mapped
+        saved.write_bytes(packed(more, metadata=header))
+        with pytest.raises(TraceError, match="damaged"):
+            open_trace(saved)
+
+
+HOSTILE = (
+    None, True, 0, -1, 2**31, 2**63, 10**30, 10**400, 1.5, -0.5, float("nan"), float("inf"),
+    "", "x", "\ud800", "9" * 5000, "x" * 100_000, [], [0], [[]], [0] * 70, [10**30, 0], [0.0, 0.0],
+    [None, None], {}, {"x": 1}, {"": None},
+)  # fmt: skip
+
+
+def places(values: object, way: tuple = ()) -> Iterator[tuple]:
+    """The ways to everything in a JSON value."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values)  # type: ignore[arg-type]
+    for key, value in inner:
+        yield (*way, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*way, key))
+
+
+def replaced(draw: Random, whole: dict, way: tuple) -> dict:
+    """The values with what lies at the end of the way replaced, taken out, doubled or exchanged."""
+    whole = copy.deepcopy(whole)
+    inner: Any = whole
+    for key in way[:-1]:
+        inner = inner[key]
+    last, kind = way[-1], draw.randrange(8)
+    if kind == 0:
+        del inner[last]
+    elif kind == 1:
+        inner[last] = copy.deepcopy(
+            draw.choice([*inner.values()] if type(inner) is dict else inner)
+        )
+    elif kind == 2 and isinstance(inner, list):
+        inner.append(inner[last])
+    elif kind == 2:
+        inner[f"{last}."] = inner[last]
+    else:
+        inner[last] = draw.choice(HOSTILE)
+    return whole
+
+
+def mutants(draw: Random, header: dict, metadata: dict, data: bytes) -> Iterator[tuple]:
+    """The parts of files with something wrong in the metadata, in the header, or in the data."""
+    del header["__metadata__"]
+    for way in [*places(metadata)] * 4:
+        yield header, replaced(draw, metadata, way), data
+    for way in places(header):
+        yield replaced(draw, header, way), metadata, data
+    for bad in HOSTILE:
+        for entry in ({"shape": bad}, {"data_offsets": bad}, {"data_offsets": [bad] * 2}):
+            empty = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0], **entry}
+            yield {**header, "more": empty}, metadata, data
+    for _ in range(100):
+        place, altered = draw.randrange(len(data)), bytearray(data)
+        altered[place] = draw.randrange(256)
+        yield header, metadata, bytes(altered)
+        yield header, metadata, draw.choice((data[:place], data + data[place:]))
+
+
+def test_any_altered_part_opens_and_can_be_used_or_is_named(tmp_path: Path) -> None:
+    """Whatever stands in a file: where it opens, its trace is told, counted, read and saved."""
+    opened = 0
+    for parts_ in mutants(Random(0), *parts(GOLDEN / f"version-{VERSION}.k2trace")):
+        path = write(tmp_path / "x.k2trace", *parts_)
+        with suppress(TraceError):
+            trace = open_trace(path)
+            opened += 1
+            assert repr(trace) and figures(trace) and isinstance(trace.text(), str)
+            assert sum(span.stop - span.start for span in trace.spans()) == len(trace)
+            assert len(open_trace(trace.save(path))) == len(trace)
+        path.unlink(missing_ok=True)  # what was read is mapped
+    assert opened > 100
