@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from k2lab.agent.tools import Tool, call
-from k2lab.engine.edits import Edit
 from k2lab.engine.events import KINDS, Captured, Event, PromptRead, Routed
 from k2lab.engine.experiment import Subject
 from k2lab.engine.generate import KindTracker, Prompt, check_ids
+from k2lab.engine.line import Stretch
 from k2lab.errors import InputError
 from k2lab.spec.config import K2Config
 from k2lab.text.tokenizer import Tokenizer, Utf8Stream
@@ -78,8 +78,8 @@ def given_in(turn: Sequence[int], given: Sequence[int], tokenizer: Tokenizer) ->
     return Prompt(tuple(given), tuple(text for text, _ in mine), tuple(kind for _, kind in mine))
 
 
-def subject_of(trace: Trace, edits: Sequence[Edit]) -> Subject:
-    """What an experiment is made with: the tokens that the last context read, under these edits."""
+def subject_of(trace: Trace, line: tuple[Stretch, ...]) -> Subject:
+    """What an experiment is made with: the tokens that the last context read, and their edits."""
     first, read = trace.contexts[-1].start, trace.routed
     kinds = tuple(KINDS[code] for code in trace.kinds[first:read].tolist())
     return Subject(
@@ -87,16 +87,9 @@ def subject_of(trace: Trace, edits: Sequence[Edit]) -> Subject:
         kinds=kinds,
         scored=tuple(np.flatnonzero(~np.isnan(trace.entropy[first + 1 : read])).tolist()),
         experts=trace.experts[first:],
-        edits=tuple(each for edit in edits if (each := _counted_from(first, edit))),
+        first=first,
+        line=line,
     )
-
-
-def _counted_from(first: int, edit: Edit) -> Edit | None:
-    """The edit for tokens that are counted from `first` on; None: it is of none of them."""
-    if edit.tokens is None:
-        return edit
-    start, stop = (max(0, place - first) for place in edit.tokens)
-    return replace(edit, tokens=(start, stop)) if stop else None
 
 
 def ask_again(trace: Trace, tools: Sequence[Tool]) -> None:

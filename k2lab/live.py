@@ -15,7 +15,7 @@ from k2lab.engine import replay
 from k2lab.engine.edits import to_json, unique
 from k2lab.engine.events import KINDS
 from k2lab.engine.surgery import Surgery
-from k2lab.engine.taps import chain
+from k2lab.engine.taps import untouched
 from k2lab.errors import BusyError, InputError
 from k2lab.spec.sites import Tap
 from k2lab.trace.trace import Trace
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 20.0  # seconds for the engine, before a person is told that it is busy
 LONGEST_QUESTION = 20_000  # characters
 LONGEST_REPLAY = 8192  # tokens; a longer prefix would keep the engine busy for too long
+TAPPED = (
+    "This run has a tap of its own, which would be called again. "
+    "Run it with capture='full' to have this recorded."
+)
 
 Message = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -104,7 +108,10 @@ class Page:
         return {"text": f"{child.name} goes on from token {at}.", "run": child.name}
 
     def treat(self, message: Message) -> Message:
-        """What the tray's edits do, beside random experts of equal load; and a run under them."""
+        """What the tray's edits do, beside experts of the nearest load; and a run under them.
+
+        The run has all that was given before: a branch's begins where the branch does.
+        """
         edits = message.get("edits")
         if not isinstance(edits, list):
             raise InputError(
@@ -115,11 +122,14 @@ class Page:
         run = self.run()
         Surgery(unique(edits), run.lab.config)  # refuses what this model cannot do
         found = when_free(lambda: run.experiment(edits))
-        at = run.turns[0] if run.turns else 0
-        child = when_free(lambda: run.branch(at, edits=[*run.recipe.edits, *edits]))
+        begun, given = run.recipe.at, list(run.recipe.given) or None
+        at = begun if begun is not None else run.turns[0] if run.turns else 0
+        together = [*run.recipe.edits, *edits]
+        child = when_free(lambda: run.branch(at, token=given, edits=together))
         self.grow(child)
-        words = f"{child.name} is the run under these edits: see Compare."
-        return {"text": words, "report": found.to_json(), "run": child.name}
+        words = f"{child.name} is the run under these edits from token {at} on: see Compare."
+        report = found.to_json()
+        return {"text": " ".join([*found.notes, words]), "report": report, "run": child.name}
 
     def grow(self, child: "LabRun") -> None:
         """Lets the page know a new branch, with the data of all runs of its tree."""
@@ -158,9 +168,12 @@ class LiveDetails:
         known = self._captured.route(trace, token)
         if known.provenance == "measured":
             return known
-        run, ids = self._run(), _prefix(trace, token)
+        run = self._run()
+        if run.recipe.tap is not untouched:
+            return Detail("missing", note=TAPPED)
+        ids = _prefix(trace, token)
         with run.lab.lock.answering():
-            found = replay.routers(run.lab.model, ids, self._tap(run, trace, token))
+            found = replay.routers(run.lab.model, ids, _edits(run, trace, token))
         return Detail("derived", {"scores": found.scores, "choice": found.choice})
 
     def attention(self, trace: Trace, token: int, layer: int) -> Detail:
@@ -168,24 +181,16 @@ class LiveDetails:
         known = self._captured.attention(trace, token, layer)
         if known.provenance == "measured":
             return known
-        run, ids = self._run(), _prefix(trace, token)
+        run = self._run()
+        if run.recipe.tap is not untouched:
+            return Detail("missing", note=TAPPED)
+        ids = _prefix(trace, token)
         with run.lab.lock.answering():
-            found = replay.reading(run.lab.model, ids, layer, self._tap(run, trace, token))
+            found = replay.reading(run.lab.model, ids, layer, _edits(run, trace, token))
         gone = trace.context_of(token)  # of what was forgotten nothing can be read
         before = ((0, 0), (gone, 0))
         arrays = {"weights": np.pad(found.weights, before), "rope": found.rope}
         return Detail("derived", arrays | {"norm": np.pad(found.norm, before[1])})
-
-    @staticmethod
-    def _tap(run: "LabRun", trace: Trace, token: int) -> Tap:
-        """The run's own tap and edits, on the prefix."""
-        recipe = run.recipe
-        if not recipe.edits:
-            return recipe.tap
-        first = trace.context_of(token)
-        kinds = [KINDS[code] for code in trace.kinds[first : token + 1].tolist()]
-        surgery = Surgery(recipe.edits, run.lab.config)
-        return chain(recipe.tap, surgery.tap(first, kinds, len(kinds)))
 
 
 def when_free(act: Callable[[], Made]) -> Made:
@@ -214,6 +219,13 @@ def _prefix(trace: Trace, token: int) -> list[int]:
             mend="run it with capture='full', or look at an earlier token.",
         )
     return np.asarray(trace.ids[first : token + 1]).tolist()
+
+
+def _edits(run: "LabRun", trace: Trace, token: int) -> Tap:
+    """The edits under which each token of the prefix was read."""
+    first = trace.context_of(token)
+    kinds = [KINDS[code] for code in trace.kinds[first : token + 1].tolist()]
+    return run.surgery(token).tap(first, kinds, len(kinds))
 
 
 def _whole(value: Any) -> TypeGuard[int]:

@@ -29,10 +29,10 @@ from k2lab.engine.edits import Edit, Json, unique
 from k2lab.engine.events import Event, PromptRead, TokenChosen
 from k2lab.engine.experiment import Experiment, experiment
 from k2lab.engine.generate import Settings
+from k2lab.engine.line import Line, Stretch
 from k2lab.engine.sampling import Sampler, anew, at, named
 from k2lab.engine.session import Control, Run
-from k2lab.engine.surgery import Surgery
-from k2lab.engine.taps import chain
+from k2lab.engine.taps import chain, untouched
 from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
 from k2lab.recipe import Recipe, cell, messages_of
@@ -67,6 +67,11 @@ class LabRun(Run, Shown):
         self.desk = Desk(recipe.rules.approve)
         self._journal: Journal | None = None
         self._given = at + len(recipe.given)  # tokens before any that are new here
+        # Index of the first token that the edits act on. Logits are not remembered: with nothing
+        # given, the last token is read once more for them.
+        self.edited = at if recipe.given or not parent else at - 1
+        # Index of the first whose record is this run's: routes that a stop cut off are read again.
+        self.recorded = (trace.routed or at) if parent else 0
 
     def __repr__(self) -> str:
         branch = "" if self.parent is None else f", branch={self.name}"
@@ -142,7 +147,7 @@ class LabRun(Run, Shown):
             sampler=recipe.sampler,
             max_tokens=recipe.max_tokens,
             tap=tap,
-            edits=Surgery(recipe.edits, lab.config) if recipe.edits else None,
+            edits=self.surgery() if any(run.recipe.edits for run in self.line) else None,
             capture=recipe.capture,
         )
         tools = with_memory(
@@ -188,7 +193,8 @@ class LabRun(Run, Shown):
         Given neither, the model chooses again from `at` on: under other edits, or another seed.
         The sampler is this run's from its seed on, unless given. Edits are this run's and those of
         the open `lab.edit` blocks, unless given; they act from `at` on, as what came before is
-        remembered as it was.
+        remembered as it was. With nothing given, the token before `at` is read again under them:
+        what is chosen at `at` follows from it.
         """
         if not self.done:
             raise BusyError(
@@ -214,16 +220,34 @@ class LabRun(Run, Shown):
     def experiment(
         self, edits: Sequence[Edit | Json], *, controls: int = 12, seed: int = 0
     ) -> Experiment:
-        """What the edits do to this run's tokens, against random experts of equal load."""
+        """What the edits do to this run's tokens, against random experts of the nearest load.
+
+        Only tokens of the last context can be edited: what was compacted away is not read again.
+        """
         if not self.trace.routed:
             raise InputError(
                 "A run without recorded routes.",
-                expected="routes, to find experts of equal load.",
+                expected="routes, to find experts of the nearest load.",
                 mend="Run it again with capture='route'.",
             )
-        subject = subject_of(self.trace, self.recipe.edits)
+        if self.recipe.tap is not untouched:
+            raise InputError(
+                "An experiment with a run that has a tap of its own.",
+                expected="a run that can be computed again without calling what a person wrote.",
+                mend="Run it again without `tap=`; say what it changed as edits (`lab.edit`).",
+            )
+        subject = subject_of(self.trace, self.surgery().stretches)
         with self.lab.alone():
             return experiment(self.lab.model, subject, unique(edits), controls=controls, seed=seed)
+
+    def surgery(self, token: int | None = None) -> Line:
+        """The edits of this run and of those it branches off, each for the tokens it reads.
+
+        `token`: as they were when this one was recorded, before a branch read it again.
+        """
+        line = [run for run in self.line if token is None or run.recorded <= token]
+        stretches = [Stretch(run.edited, run.recipe.edits) for run in line]
+        return Line(stretches, self.lab.config)
 
     def compare(self, other: "LabRun") -> Comparison:
         """Where the other run's tokens part from this one's, and routing and entropy after that."""
@@ -268,10 +292,7 @@ class LabRun(Run, Shown):
         cache = parent.cache.fork()
         if first < parent.trace.contexts[-1].start:  # it was forgotten since: read again
             cache = LatentCache(self.lab.config)
-        # Logits are not remembered: with nothing given, the last token is read once more for them.
-        # Routes that a stop cut off are read again too.
-        known = trace.routed or len(trace)
-        cache.truncate(min(known, len(trace) if given else len(trace) - 1) - first)
+        cache.truncate(min(self.recorded, self.edited) - first)
         turn = tuple(trace.ids[self.turns[-1] :].tolist())
         whole, more = again(trace, first), given_in(turn, given, self.lab.tokenizer)
         prompt, held = whole.after(cache.length) + more, whole.after(0, cache.length)

@@ -7,11 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 import k2lab
 from k2lab import live
+from k2lab.engine.edits import unique
+from k2lab.engine.surgery import Surgery
+from k2lab.engine.taps import chain, untouched, watch
 from k2lab.errors import BusyError, InputError, K2LabError
 from k2lab.live import LiveDetails, Page, family, store_of
+from k2lab.model.cache import LatentCache
+from k2lab.widgets.details import CapturedDetails, Detail
 from k2lab.widgets.store import Store
 
 
@@ -70,6 +76,84 @@ def test_captured_values_are_preferred_and_are_measured(lab):
     assert details.route(run.trace, token).provenance == "measured"
 
 
+class Uncaptured(CapturedDetails):
+    """As if nothing had been captured."""
+
+    def route(self, trace, token):
+        return Detail("missing")
+
+    def attention(self, trace, token, layer):
+        return Detail("missing")
+
+
+def derived(run):
+    details = LiveDetails(lambda: run)
+    details._captured = Uncaptured()
+    return details
+
+
+def alike(one, other):
+    """Two details in all that both have."""
+    both = one.arrays.keys() & other.arrays.keys()
+    return bool(both) and all(
+        np.allclose(one.arrays[each], other.arrays[each], atol=2e-3) for each in both
+    )
+
+
+SILENT = {"do": "zero_heads", "layer": 1, "heads": [0, 1, 2]}
+
+
+@pytest.fixture(scope="module")
+def watched(lab):
+    return lab.run("What is 3 * 14?", max_tokens=40, capture="full").wait()
+
+
+def test_details_of_a_branch_are_of_the_network_that_ran(watched):
+    at = watched.turns[0] + 2
+    child = watched.branch(at, text=" So", edits=[SILENT], max_tokens=12).wait()
+    bare = child.branch(at + 8, text=" or", edits=[], max_tokens=4).wait()
+    for run, tokens in ((child, (at - 1, at, at + 6)), (bare, (at - 1, at + 6, at + 9))):
+        for token in tokens:
+            found, known = derived(run), CapturedDetails()
+            assert alike(found.route(run.trace, token), known.route(run.trace, token))
+            for layer in (1, 3):
+                measured = known.attention(run.trace, token, layer)
+                assert alike(found.attention(run.trace, token, layer), measured)
+
+
+def test_with_nothing_given_details_know_which_token_was_read_twice(watched):
+    at = watched.turns[0]
+    child = watched.branch(at, edits=[SILENT], max_tokens=6).wait()
+    for token in (at - 1, at, at + 3):  # the first as recorded by the parent
+        found = derived(child).route(child.trace, token)
+        assert alike(found, CapturedDetails().route(child.trace, token))
+    # Later tokens read the last one before the branch as the branch had read it.
+    model, ids, seen = watched.lab.model, child.trace.ids[: at + 1].tolist(), []
+    site = "layers.3.self_attn.weights"
+    look = watch(site, model.config, lambda _, value: seen.append(value[0, :, -1].float()))
+    edited = Surgery(unique([SILENT]), model.config).tap(at - 1, None, 2)
+    cache = LatentCache(model.config)
+    with torch.inference_mode():
+        for part, tap in ((ids[:-2], untouched), (ids[-2:], chain(edited, look))):
+            model.hidden(torch.tensor([part]), model.step(len(part), cache=cache, tap=tap))
+    weights = derived(child).attention(child.trace, at, 3).arrays["weights"]
+    np.testing.assert_allclose(weights, seen[0].numpy(), atol=2e-3)
+
+
+def test_a_run_s_own_tap_is_not_called_for_a_look(lab):
+    seen = []
+
+    def tap(site, value):
+        seen.append(site)
+        return value
+
+    run = lab.run("What is 3 * 14?", max_tokens=2, tap=tap).wait()
+    count, details = len(seen), LiveDetails(lambda: run)
+    for found in (details.route(run.trace, 5), details.attention(run.trace, 5, 1)):
+        assert found.provenance == "missing" and "a tap of its own" in found.note
+    assert len(seen) == count
+
+
 def test_while_another_run_goes_on_details_wait(run, lab):
     with lab.alone(), pytest.raises(K2LabError, match="still going on"):
         LiveDetails(lambda: run).route(run.trace, 3)
@@ -111,6 +195,31 @@ def test_a_treatment_reports_figures_and_a_run_under_the_edits(run, page):
     measures = [effect["measure"] for effect in outcome["report"]["effects"]]
     assert measures == ["logits", "kl", "tokens"] and child.name in outcome["text"]
     assert page.store.runs[-1]["edits"] == edits and child.done
+
+
+def test_a_treatment_of_a_branch_keeps_what_was_given(run):
+    edits = [{"do": "zero", "layer": 4, "experts": [1]}]
+    at = run.turns[0] + 2
+    wait = run.branch(at, text=" Wait,", max_tokens=12).wait()
+    again = wait.branch(at + 8, max_tokens=4).wait()  # nothing given: it begins there all the same
+    for each in (wait, again):
+        page = Page()
+        page.store = Store(each)
+        outcome = page.treat({"edits": edits})
+        child = each.children[-1].wait()
+        assert (child.recipe.at, child.recipe.given) == (each.recipe.at, each.recipe.given)
+        assert (
+            " Wait," in child.trace.text() and f"from token {child.recipe.at} on" in outcome["text"]
+        )
+        assert child.trace.text().startswith("".join(each.trace.texts[: each.recipe.at]))
+
+
+def test_a_treatment_says_how_to_read_its_figures(run, page):
+    loads = np.bincount(run.trace.experts[:, 3].ravel(), minlength=64)
+    edits = [{"do": "zero", "layer": 4, "experts": [int(loads.argmax())]}]
+    outcome = page.treat({"edits": edits})
+    run.children[-1].wait()
+    assert f"Load: {loads.max()}" in outcome["text"] and "mean control" in outcome["text"]
 
 
 def test_an_action_waits_for_an_answer_that_uses_the_engine(lab, run, page):

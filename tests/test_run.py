@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 import k2lab
+from k2lab.agent.budget import Budget
 from k2lab.agent.tools import Tool, tool
 from k2lab.engine.edits import RouteAround, ZeroExperts, ZeroHeads
 from k2lab.engine.events import KINDS
 from k2lab.engine.sampling import Sampler, greedy, sampled
+from k2lab.engine.surgery import Surgery
 from k2lab.errors import BusyError, InputError
 from k2lab.lab import Lab
 from k2lab.model.k2 import K2, Step
@@ -451,6 +453,101 @@ def test_an_experiment_is_of_what_the_model_wrote(lab: Lab, run: LabRun) -> None
     assert len(result.controls) == 3
     again = run.experiment([ZeroExperts(layer=1, experts=(1,))], controls=3)
     assert again == result
+
+
+def gap(run: LabRun, surgery: Surgery) -> float:
+    """Between the recorded log-probabilities and those of the last context read at once."""
+    trace, model, first = run.trace, run.lab.model, run.trace.contexts[-1].start
+    ids = torch.tensor([trace.ids[first:].tolist()])
+    kinds = [KINDS[code] for code in trace.kinds[first:].tolist()]
+    with torch.inference_mode():
+        tap = surgery.tap(first, kinds, len(kinds))
+        logs = model(ids, model.step(len(kinds), cache=None, tap=tap))[0].float().log_softmax(-1)
+    chosen = np.flatnonzero(~np.isnan(trace.logprob[first:]))
+    recorded = torch.tensor(trace.logprob[first:][chosen])
+    return float((logs[chosen - 1, ids[0, chosen]] - recorded).abs().max())
+
+
+SILENT = {"do": "zero_heads", "layer": 0, "heads": [0]}
+
+
+def test_each_token_was_read_under_the_edits_of_its_own_run(lab: Lab) -> None:
+    with lab.edit("layers.1.mlp.router", ablate=[0, 1, 2]):
+        root = ended(lab.run("Go.", sampler=script(lab, *TURNS)))
+    at = found(root, "And once")
+    child = ended(root.branch(at, edits=[SILENT], sampler=script(lab, *TURNS[1:])))
+    bare = ended(child.branch(found(child, "Ähem"), edits=[], sampler=script(lab, TURNS[2])))
+    stop = script(lab, f"</think>No.{END}")
+    before = ended(child.branch(found(child, "First I"), text="Hm", edits=[SILENT], sampler=stop))
+    for each in (root, child, bare, before):
+        assert gap(each, each.surgery()) < 1e-5
+    for each in (child, bare, before):  # so that this shows something
+        assert gap(each, Surgery(each.recipe.edits, lab.config)) > 1e-4
+
+
+def compacted(lab: Lab) -> LabRun:
+    """A run that forgot its first context."""
+
+    @tool(effect="reads")
+    def count(step: int) -> str:
+        """A long result."""
+        return f"{step} " * 150
+
+    turns = [f"<think>{n}.</think>{section(n)}{END}" for n in range(5)]
+    given = {"tools": [count], "sampler": script(lab, *turns, TURNS[2])}
+    return ended(lab.run("Go.", max_tokens=5000, budget=Budget(context=1000), **given))
+
+
+def test_what_is_remembered_again_is_so_under_the_edits_it_was_read_under(lab: Lab) -> None:
+    """The parent forgot the branch's context since, so that its tokens are read once more."""
+    run = compacted(lab)
+    second = run.trace.contexts[1].start
+    at = max(turn for turn in run.turns if turn < second) + 2
+    sampler = script(lab, f"</think>No.{END}")
+    branch = ended(run.branch(at, text="x", edits=[SILENT], sampler=sampler))
+    assert branch.trace.contexts[-1].start < at < second <= run.trace.contexts[-1].start
+    assert gap(branch, branch.surgery()) < 1e-5
+    assert gap(branch, Surgery(branch.recipe.edits, lab.config)) > 1e-4
+
+
+def test_an_experiment_counts_tokens_as_the_run_does(lab: Lab) -> None:
+    run = compacted(lab)
+    first, length = run.trace.contexts[-1].start, len(run.trace)
+    whole, last = (
+        run.experiment([edit], controls=1)
+        for edit in (SILENT, {**SILENT, "tokens": [first, length]})
+    )
+    assert whole.effects == last.effects and whole.tokens == last.tokens
+    with pytest.raises(InputError, match="compacted away"):
+        run.experiment([{**SILENT, "tokens": [0, first]}], controls=1)
+
+
+def test_an_experiment_with_a_branch_has_its_edits_from_its_beginning_on(
+    lab: Lab, run: LabRun
+) -> None:
+    at, sampler = found(run, "And once"), script(lab, *TURNS[1:])
+    child = ended(run.branch(at, text="x", edits=[SILENT], sampler=sampler))
+    late, early = (
+        child.experiment([{**SILENT, "tokens": part}], controls=1).effects
+        for part in ([at, len(child.trace)], [0, at])
+    )
+    assert all(each.treatment == 0 for each in late)  # the branch has this edit already
+    assert early[0].treatment > 0
+
+
+def test_an_experiment_with_a_run_that_has_a_tap_is_refused(lab: Lab) -> None:
+    seen: list[str] = []
+
+    def tap(site: str, value: Any) -> Any:
+        seen.append(site)
+        return value
+
+    run = ended(lab.run("Go.", max_tokens=4, tap=tap))
+    for each in (run, ended(run.branch(run.turns[0] + 1, max_tokens=2))):
+        count = len(seen)
+        with pytest.raises(InputError, match="a tap of its own"):
+            each.experiment([{"do": "zero", "layer": 1, "experts": [1]}], controls=1)
+        assert len(seen) == count
 
 
 def test_code_makes_the_same_run_again(small_checkpoint: Path) -> None:

@@ -1,13 +1,16 @@
 """Experiment: what an edit does to a run, against random edits of the same kind and load.
 
 A run's tokens go through the network again, all given: once as they were, once edited, and once for
-each control, where other experts of (nearly) equal load take the edited ones' place. An edit of a
-busy expert always does something; the control says how much *any* such expert would have done.
+each control, where other experts take the edited ones' place: some of the nearest in load, which is
+the number of times that tokens were sent to them. An edit of a busy expert always does something;
+the control says how much *any* such expert would have done. The busiest experts of a layer have
+none like them, so that the loads are reported, and it is said where they are far apart.
 
 After each token that the model went on from, three things are compared with the unedited network:
 logits (mean |Δ| over the vocabulary, both centred), KL divergence in nats, and whether another
 token is likeliest. The interval of the difference, treatment − control, is a bootstrap over blocks
-of neighbouring tokens, which depend on each other, and over the controls.
+of neighbouring tokens, which depend on each other, and over the controls: it is of the mean over
+the controls. `p` compares with each control alone.
 
 Not here: what the model would have written instead; branch under the edit to see that.
 """
@@ -24,7 +27,7 @@ from torch import Tensor
 from k2lab.engine.edits import Edit, SwapRouter, ZeroHeads, to_json
 from k2lab.engine.events import Kind
 from k2lab.engine.generate import CHUNK
-from k2lab.engine.surgery import Surgery
+from k2lab.engine.line import END, Line, Stretch
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -33,6 +36,8 @@ MEASURES = ("logits", "kl", "tokens")
 BLOCK = 8  # neighbouring tokens that are drawn together
 RESAMPLES = 2000
 NEAREST = 12  # a control expert is one of so many whose load is nearest
+ALIKE = 1.2  # loads whose ratio is at most this are called equal
+READING = "Interval: difference to the mean control. p: share of single controls that do as much."
 
 Numbers = NDArray[np.float64]
 
@@ -45,7 +50,8 @@ class Subject:
     kinds: tuple[Kind, ...]
     scored: tuple[int, ...]  # tokens after which the model chose
     experts: NDArray[np.uint16]  # [token, MoE layer, slot], for the load
-    edits: tuple[Edit, ...] = ()  # of the run itself, in all arms
+    first: int = 0  # index, in the run, of the first of `ids`; edits count from the run's first
+    line: tuple[Stretch, ...] = (Stretch(0, ()),)  # the run's own edits, in all arms
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,13 @@ class Experiment:
     tokens: int  # compared
     seed: int
     effects: tuple[Effect, ...]
+    load: int | None = None  # times that tokens were sent to the edited experts; None: heads only
+    loads: tuple[int, ...] = ()  # the same of each control
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How to read it: how busy both sides are, and what the figures compare with."""
+        return (READING,) if self.load is None else (_compared(self.load, self.loads), READING)
 
     def __str__(self) -> str:
         head = f"{'':8}{'treatment':>11}{'control':>11}{'difference':>12}  95 % interval"
@@ -79,7 +92,7 @@ class Experiment:
             for e in self.effects
         ]
         about = f"{len(self.controls)} controls, {self.tokens} tokens, seed {self.seed}"
-        return "\n".join([head, *rows, about])
+        return "\n".join([head, *rows, about, *self.notes])
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values."""
@@ -89,7 +102,21 @@ class Experiment:
             "tokens": self.tokens,
             "seed": self.seed,
             "effects": [asdict(each) for each in self.effects],
+            "load": self.load,
+            "loads": list(self.loads),
+            "notes": list(self.notes),
         }
+
+
+def _compared(load: int, loads: Sequence[int]) -> str:
+    """Both loads, and whether they are alike."""
+    mean = sum(loads) / len(loads)
+    told = f"Load: {load}, controls {mean:.1f} on average, {min(loads)} … {max(loads)}"
+    low, high = sorted((load, mean))
+    if high <= ALIKE * low:
+        return f"{told}."
+    how = "busier" if load > mean else "less busy"
+    return f"{told}. Not equal: the edited experts are {how}, which makes a difference by itself."
 
 
 def experiment(
@@ -103,18 +130,42 @@ def experiment(
             mend="Give the edits as records or JSON, and controls=12 or so.",
         )
     random = np.random.default_rng(seed)
-    drawn = tuple(_controls(edits, subject, model, controls, random))
-    start = min((each.tokens[0] for each in edits if each.tokens), default=0)
-    start = start if all(each.tokens for each in edits) else 0
+    Line(subject.line, model.config, edits)  # refuses what this model cannot do
+    start = _start(edits, subject)
     scored = [place for place in subject.scored if place >= start]
     if not scored:
+        last = subject.first + max(subject.scored, default=0)
         raise InputError(
-            f"An edit of tokens from {start} on, after which the model wrote nothing.",
-            expected=f"a range that begins before token {max(subject.scored, default=0)}.",
+            f"Edits from token {subject.first + start} on, after which the model wrote nothing.",
+            expected=f"a range that begins at token {last} or before.",
             mend="Choose earlier tokens.",
         )
+    drawn = tuple(_controls(edits, subject, model, controls, random))
     arms = _effects(model, subject, [tuple(edits), *drawn], start, scored)  # [arm, measure, token]
-    return Experiment(tuple(edits), drawn, len(scored), seed, tuple(_summary(arms, random)))
+    return Experiment(
+        tuple(edits),
+        drawn,
+        len(scored),
+        seed,
+        tuple(_summary(arms, random)),
+        _sent(edits, subject, model),
+        tuple(sent for each in drawn if (sent := _sent(each, subject, model)) is not None),
+    )
+
+
+def _start(edits: Sequence[Edit], subject: Subject) -> int:
+    """Place, in the subject, of the first token that is edited."""
+    begins = []
+    for each in edits:
+        first, last = each.tokens or (0, END)
+        if last <= subject.first:
+            raise InputError(
+                f"An edit of tokens {first} … {last - 1}, which were compacted away since.",
+                expected=f"tokens of the last context, which begins with token {subject.first}.",
+                mend="Choose later tokens, or experiment with a branch from before that.",
+            )
+        begins.append(max(0, first - subject.first))
+    return min(begins)
 
 
 def _effects(
@@ -122,7 +173,7 @@ def _effects(
 ) -> Numbers:
     """Each arm's measures after each scored token: [arm, measure, token]."""
     shared = LatentCache(model.config)
-    own = Surgery(subject.edits, model.config)
+    own = Line(subject.line, model.config)
     with torch.inference_mode():
         for _ in _logits(model, subject, own, shared, range(start), []):
             pass  # what comes before the first edited token is the same in all arms
@@ -130,7 +181,7 @@ def _effects(
         plain = list(_logits(model, subject, own, shared.fork(), rest, scored))
         found = []
         for edits in arms:
-            edited = Surgery((*subject.edits, *edits), model.config)
+            edited = Line(subject.line, model.config, edits)
             pairs = zip(
                 plain, _logits(model, subject, edited, shared.fork(), rest, scored), strict=True
             )
@@ -141,7 +192,7 @@ def _effects(
 def _logits(
     model: K2,
     subject: Subject,
-    surgery: Surgery,
+    line: Line,
     cache: LatentCache,
     places: range,
     scored: Sequence[int],
@@ -150,7 +201,7 @@ def _logits(
     for first in range(places.start, places.stop, CHUNK):
         part = slice(first, min(first + CHUNK, places.stop))
         ids = torch.tensor([subject.ids[part]], device=model.device)
-        tap = surgery.tap(first, subject.kinds[part], ids.shape[1])
+        tap = line.tap(subject.first + first, subject.kinds[part], ids.shape[1])
         step = model.step(ids.shape[1], cache=cache, tap=tap)
         hidden = model.hidden(ids, step)
         mine = [place - first for place in scored if part.start <= place < part.stop]
@@ -228,10 +279,7 @@ def _pool(edit: Edit, edits: Sequence[Edit], subject: Subject, model: K2) -> lis
         )
     if heads:
         return [others for _ in _whom(edit)]
-    load = np.bincount(
-        subject.experts[_touched(edit, subject), edit.layer - config.first_k_dense_replace].ravel(),
-        minlength=count,
-    )
+    load = _load(edit, subject, model)
     nearest = max(NEAREST, len(_whom(edit)))
     return [
         sorted(others, key=lambda place: abs(int(load[place]) - int(load[expert])))[:nearest]
@@ -251,9 +299,24 @@ def _counterpart(edit: Edit, pool: Sequence[Sequence[int]], random: np.random.Ge
     return replace(edit, experts=ordered)
 
 
+def _load(edit: Edit, subject: Subject, model: K2) -> NDArray[np.intp]:
+    """How often the tokens that the edit acts on were sent to each expert of its layer [expert]."""
+    row = edit.layer - model.config.first_k_dense_replace
+    sent = subject.experts[_touched(edit, subject), row].ravel()
+    return np.bincount(sent, minlength=model.config.n_routed_experts)
+
+
+def _sent(edits: Sequence[Edit], subject: Subject, model: K2) -> int | None:
+    """How often such tokens were sent to the edited experts; None where only heads are edited."""
+    mine = [each for each in edits if not isinstance(each, ZeroHeads)]
+    if not mine:
+        return None
+    return sum(int(_load(each, subject, model)[list(_whom(each))].sum()) for each in mine)
+
+
 def _touched(edit: Edit, subject: Subject) -> NDArray[np.intp]:
     """The routed tokens that the edit acts on."""
-    first, last = edit.tokens or (0, len(subject.ids))
+    first, last = (place - subject.first for place in edit.tokens or (0, END))
     kinds = subject.kinds[: len(subject.experts)]
     return np.array(
         [

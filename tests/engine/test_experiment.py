@@ -11,6 +11,7 @@ import torch
 
 from k2lab.engine.edits import BiasExperts, SwapRouter, ZeroExperts, ZeroHeads
 from k2lab.engine.experiment import NEAREST, Subject, experiment
+from k2lab.engine.line import Stretch
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import watch
 from k2lab.errors import InputError
@@ -140,9 +141,60 @@ def test_what_comes_before_the_range_is_not_counted(model: K2, subject: Subject)
 
 
 def test_edits_of_the_run_itself_are_in_every_arm(model: K2, subject: Subject) -> None:
-    own = replace(subject, edits=(ZeroExperts(layer=1, experts=(3,)),))
+    own = replace(subject, line=(Stretch(0, (ZeroExperts(layer=1, experts=(3,)),)),))
     again = experiment(model, own, [ZeroExperts(layer=1, experts=(3,))], controls=2)
     assert all(e.treatment == 0 for e in again.effects)
+
+
+def test_a_branch_s_edits_are_in_every_arm_from_its_beginning_on(
+    model: K2, subject: Subject
+) -> None:
+    silent = ZeroHeads(layer=1, heads=(0, 1))
+    own = replace(subject, line=(Stretch(0, ()), Stretch(30, (silent,))))
+    late, early = (replace(silent, tokens=tokens) for tokens in ((30, COUNT), (0, 30)))
+    assert all(e.treatment == 0 for e in experiment(model, own, [late], controls=1).effects)
+    assert experiment(model, own, [early], controls=1).effects[1].treatment > 0
+
+
+def test_ranges_count_from_the_run_s_first_token(model: K2, subject: Subject) -> None:
+    later = replace(subject, first=1000)
+    edit = ZeroExperts(layer=1, experts=(3,), tokens=(30, 40))
+    moved = replace(edit, tokens=(1030, 1040))
+    here, there = experiment(model, subject, [edit]), experiment(model, later, [moved])
+    assert (here.effects, here.loads) == (there.effects, there.loads)
+    assert there.edits == (moved,)  # as it was asked, to be found again
+    for tokens in ((30, 40), (100, 1000)):
+        with pytest.raises(InputError, match="compacted away"):
+            experiment(model, later, [replace(edit, tokens=tokens)])
+    reaching = replace(edit, tokens=(0, 1040))
+    wanted = replace(edit, tokens=(0, 40))
+    assert (
+        experiment(model, later, [reaching]).effects == experiment(model, subject, [wanted]).effects
+    )
+
+
+def test_loads_are_told_and_that_they_are_far_apart(model: K2, subject: Subject) -> None:
+    loads = load(subject, 2)
+    busiest = int(loads.argmax())
+    found = experiment(model, subject, [ZeroExperts(layer=2, experts=(busiest,))], controls=4)
+    assert found.load == loads[busiest]
+    assert found.loads == tuple(int(loads[each[0].experts[0]]) for each in found.controls)
+    mean = sum(found.loads) / len(found.loads)
+    assert found.load > 1.2 * mean  # so that this shows something
+    told = f"Load: {found.load}, controls {mean:.1f} on average"
+    assert told in str(found) and "Not equal: the edited experts are busier" in str(found)
+    assert "mean control" in str(found) and found.to_json()["notes"] == list(found.notes)
+    alike = replace(found, loads=(found.load,) * 4)
+    assert "Load:" in str(alike) and "Not equal" not in str(alike)
+    idle = replace(found, load=0, loads=(0, 0, 0, 0))
+    assert "Not equal" not in str(idle)
+    assert "less busy" in str(replace(found, load=0))
+
+
+def test_heads_have_no_load(model: K2, subject: Subject) -> None:
+    found = experiment(model, subject, [ZeroHeads(layer=1, heads=(0,))], controls=2)
+    assert (found.load, found.loads) == (None, ())
+    assert "Load" not in str(found) and "mean control" in str(found)
 
 
 @pytest.mark.parametrize(
