@@ -12,11 +12,15 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
+from operator import index
 
 import torch
 from torch import Tensor
 
 from k2lab.errors import InputError
+
+SEEDS = range(-(2**63), 2**64)  # those that torch's generators take
 
 Sampler = Callable[[Tensor], int]
 """Takes float32 logits [vocab], gives the chosen id."""
@@ -39,15 +43,17 @@ def sampled(
 
     `top_k` keeps the k likeliest (0: all), `top_p` the smallest set that holds this much
     probability, `min_p` those at least this fraction as likely as the likeliest. The cuts apply in
-    that order, each to what the one before left. Temperature 0 is greedy.
+    that order, each to what the one before left. Temperature 0 is greedy. InputError where one of
+    them is no number of its range.
     """
-    _check("temperature", temperature, low=0.0, high=100.0)
-    _check("top_k", top_k, low=0, high=2**31)
-    _check("top_p", top_p, low=0.0, high=1.0)
-    _check("min_p", min_p, low=0.0, high=1.0)
-    if temperature == 0:
-        return greedy
-    return Sampled(temperature, top_k, top_p, min_p, seed)
+    made = Sampled(
+        _number("temperature", temperature, low=0.0, high=100.0),
+        _whole("top_k", top_k, low=0, high=2**31),
+        _number("top_p", top_p, low=0.0, high=1.0),
+        _number("min_p", min_p, low=0.0, high=1.0),
+        _whole("seed", seed, low=SEEDS.start, high=SEEDS.stop - 1),
+    )
+    return greedy if made.temperature == 0 else made
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +147,26 @@ def written(text: str) -> Sampler | None:
         return None
 
 
-def _check(name: str, value: float, *, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(
-            f"{name} is {value}.",
-            expected=f"a number from {low} to {high}.",
-            mend=f"Give {name} in that range, or leave it out.",
-        )
+def _number(name: str, value: object, *, low: float, high: float) -> float:
+    if not isinstance(value, Real) or not low <= value <= high:  # type: ignore[operator]
+        raise _unfit(name, value, f"a number from {low} to {high}")
+    return float(value)
+
+
+def _whole(name: str, value: object, *, low: int, high: int) -> int:
+    expected = f"a whole number from {low} to {high}"
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise _unfit(name, value, expected) from error
+    if not low <= number <= high:
+        raise _unfit(name, value, expected)
+    return number
+
+
+def _unfit(name: str, value: object, expected: str) -> InputError:
+    return InputError(
+        f"{name} is {value!r:.80}.",
+        expected=f"{expected}.",
+        mend=f"Give {name} in that range, or leave it out.",
+    )

@@ -19,12 +19,13 @@ Source: DeepSeek-V2/V3 technical reports (MLA, DeepSeekMoE), Kimi K2 technical r
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.spec.config import LATENT_NORM_EPS, K2Config
 from k2lab.spec.sites import Tap, names
@@ -36,6 +37,8 @@ Form = Literal["expanded", "absorbed", "fused"]
 """How attention reads the latent: expanded to keys and values, or absorbed into the query; or
 expanded and computed by one kernel that never writes the scores out, so that nobody can tap them.
 """
+
+FORMS = get_args(Form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +300,10 @@ class K2:
     def step(
         self, tokens: int, *, cache: LatentCache | None, tap: Tap, form: Form | None = None
     ) -> Step:
-        """Positions, rotation and causal mask for the next `tokens` tokens after the cache."""
+        """Positions, rotation and causal mask for the next `tokens` tokens after the cache.
+
+        InputError for a form that is none, ContextError where the cache has no room for them.
+        """
         start = 0
         if cache is not None:
             cache.room_for(tokens)
@@ -309,7 +315,14 @@ class K2:
             hidden = torch.arange(stop, device=device)[None, :] > positions[:, None]
             mask = torch.zeros(hidden.shape, device=device).masked_fill(hidden, float("-inf"))
         few = cache is not None and tokens < self.few
-        form = form or ("absorbed" if few else "expanded")
+        if form is None:
+            form = "absorbed" if few else "expanded"
+        elif form not in FORMS:
+            raise InputError(
+                f"form is {form!r:.80}.",
+                expected=f"one of {', '.join(FORMS)}.",
+                mend="Leave it out to have the cheapest.",
+            )
         return Step(self.rotary(start, stop, device), mask, cache, tap, form)
 
     @property

@@ -1,6 +1,6 @@
 """From a checkpoint folder to a network: config, shards, store, in that order, each checked."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -32,6 +32,7 @@ Placement = Literal["auto", "resident", "sharded", "tiered", "meta"]
 """Where the weights go: `resident` on one device, `sharded` layers over several, `tiered` experts
 brought when they are asked for, `meta` shapes without numbers; `auto` the first that fits."""
 
+OFFLOADING = ("host_budget", "unit", "prefetch", "policy")  # options of bringing experts
 SHARE = 0.8  # of free memory that weights take where no budget is given
 
 
@@ -50,6 +51,19 @@ class Places:
     def __post_init__(self) -> None:
         _one_of("placement", self.placement, get_args(Placement))
         _one_of("unit", self.unit, get_args(Unit))
+        if self.placement != "auto":
+            self.check_heeded(self.placement, ("device_budget", *OFFLOADING))
+
+    def check_heeded(self, placement: Placement, names: tuple[str, ...] = OFFLOADING) -> None:
+        """Raise where one of these options was given to a placement that does not heed it."""
+        chosen = {each.name: each.default for each in fields(self)}
+        given = [name for name in names if getattr(self, name) != chosen[name]]
+        if given and placement != "tiered":
+            raise InputError(
+                f"{', '.join(given)} beside the placement {placement}, which has no use for it.",
+                expected="options that the placement heeds.",
+                mend="Choose the placement tiered, or leave out what is named.",
+            )
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -60,10 +74,10 @@ class Places:
         named = (self.device,) if isinstance(self.device, str) else self.device
         try:
             devices = tuple(torch.device(each) for each in named)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise InputError(
-                f"device is {self.device!r}.",
-                expected="a device that torch knows.",
+                f"device is {self.device!r:.80}.",
+                expected="the name of a device that torch knows, or several.",
                 mend="Use 'cpu', 'cuda', or leave it out.",
             ) from error
         absent = [each for each in devices if (each.index or 0) >= _count(each)]
@@ -90,6 +104,7 @@ def load_model(folder: Path, placement: Placement | Places | WeightStore = "auto
     check(shards, config)
     dtype = compute_dtype(config, devices[0])
     chosen = _choose(config, placement, devices, dtype)
+    placement.check_heeded(chosen)
     if chosen == "sharded":
         return Split(config, Sharded(config, shards.read, devices=devices, dtype=dtype))
     if chosen == "resident":

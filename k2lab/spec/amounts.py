@@ -4,6 +4,7 @@ What it is not: a parser of durations or speeds.
 """
 
 import re
+from operator import index
 
 from k2lab.errors import InputError
 
@@ -23,13 +24,12 @@ def nbytes(amount: str | int) -> int:
     >>> nbytes("20GiB"), nbytes("1.5 GB"), nbytes(4096)
     (21474836480, 1500000000, 4096)
     """
-    if isinstance(amount, int):
-        if amount >= 0:
-            return amount
-    else:
+    if isinstance(amount, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", amount)
         if found and found[2].casefold() in _FOLDED:
             return int(float(found[1]) * _FOLDED[found[2].casefold()])
+    elif hasattr(amount, "__index__") and index(amount) >= 0:
+        return index(amount)
     raise InputError(
         f"The amount of memory {amount!r}.",
         expected="a number of bytes from 0 up, or a number and one of "

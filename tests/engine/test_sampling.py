@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -152,11 +153,26 @@ def test_logits_are_not_changed() -> None:
         {"top_p": math.nan},
         {"min_p": 2.0},
         {"min_p": -1.0},
+        {"temperature": "hot"},
+        {"temperature": None},
+        {"top_k": 1.5},
+        {"top_p": "all"},
+        {"seed": None},
+        {"seed": 1.5},
+        {"seed": 10**23},
+        {"seed": -(2**63) - 1},
     ],
 )
 def test_nonsense_is_refused(nonsense: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(nonsense))):
         sampled(**nonsense)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"temperature": np.float32(0.5), "top_k": np.int64(3), "seed": np.uint8(7)}
+    assert repr(sampled(**given)) == repr(sampled(temperature=0.5, top_k=3, seed=7))
+    assert drawn(sampled(seed=2**64 - 1), [0.0, 1.0], 1)
+    assert drawn(sampled(seed=-(2**63)), [0.0, 1.0], 1)
 
 
 def test_draws_go_on_from_a_state_as_they_would_have() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from k2lab.engine.taps import edit, untouched
+from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, Form, RMSNorm
 from k2lab.spec.config import K2Config, RopeScaling
@@ -55,6 +56,15 @@ def test_absorbed_and_fused_attention_equal_expanded(
     config = tiny_config(**changes)
     model, ids = tiny_model(config), ids_of(config, 2, tokens)
     assert close(forward(model, ids, form=form), forward(model, ids, form="expanded"))
+
+
+@pytest.mark.parametrize("form", ["foo", ""])
+def test_a_form_that_is_none_is_refused(
+    form: Any, tiny_config: Configs, tiny_model: Models
+) -> None:
+    config = tiny_config()
+    with pytest.raises(InputError, match="expanded, absorbed, fused"):
+        forward(tiny_model(config), ids_of(config, 1, 2), form=form)
 
 
 def test_fused_attention_goes_on_from_a_cache(tiny_config: Configs, tiny_model: Models) -> None:

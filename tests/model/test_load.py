@@ -264,6 +264,15 @@ def test_a_tiered_store_asks_for_no_more_than_it_can_use(folder: Path) -> None:
         ({"device": "moon"}, "torch knows"),
         ({"device": "cuda:99"}, "not in this machine"),
         ({"device": ()}, "not in this machine"),
+        ({"device": 0}, "device is 0"),
+        ({"device": 1.5}, "torch knows"),
+        ({"device_budget": 2e7}, "20GiB"),
+        ({"device_budget": 2e7, "placement": "tiered"}, "20GiB"),
+        ({"device_budget": "1MB", "placement": "resident"}, "device_budget beside"),
+        ({"device_budget": "1MB", "placement": "sharded"}, "device_budget beside"),
+        ({"host_budget": 5, "unit": "layer", "placement": "meta"}, "host_budget, unit beside"),
+        ({"prefetch": True}, "prefetch beside the placement resident"),
+        ({"policy": "lfu"}, "policy beside the placement resident"),
         ({"device_budget": "much", "placement": "tiered"}, "20GiB"),
         ({"policy": "random", "placement": "tiered"}, "lru, lfu"),
     ],
@@ -273,6 +282,12 @@ def test_places_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         load_model(folder, Places(**changes))  # type: ignore[arg-type]
+
+
+def test_options_of_offloading_are_heeded_where_auto_offloads(folder: Path) -> None:
+    store = load_model(folder, Places(device_budget="900kB", prefetch=True, host_budget=7)).store
+    assert isinstance(store, Tiered)
+    assert (store.offload.prefetch, store.offload.host_budget) == (True, 7)
 
 
 def test_load_takes_all_options(folder: Path) -> None:
