@@ -98,6 +98,58 @@ def test_export_prints_the_folder(
     assert capsys.readouterr().out.strip() == str(target)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["export", "--layers", "2", "OUT"], "--layers without --synthetic."),
+        (["export", "--experts", "8", "OUT"], "--experts without --synthetic."),
+        (["export", "--vocabulary", "600", "OUT"], "--vocabulary without --synthetic."),
+        (
+            ["export", "--synthetic", "k2-nano", "--format", "transformers", "OUT"],
+            "--format transformers beside --synthetic.",
+        ),
+        (
+            ["eval", "microworld", "--families", "sum", "--queue-length", "5"],
+            "--queue-length without the family queue.",
+        ),
+        (["run", ""], "The question ''."),
+        (["run", " \n"], "The question ' \\n'."),
+        (["run", "hi", "--seed", "9" * 23], "seed is 9999"),
+        (["run", "hi", "--prefetch"], "prefetch beside the placement resident"),
+        (
+            ["run", "hi", "--placement", "resident", "--device-budget", "40GiB"],
+            "device_budget beside the placement resident",
+        ),
+        (["trace", "verify", "--key", "zz", "OUT"], "The key 'zz'."),
+        (["trace", "verify", "--key", "ab" * 31, "OUT"], "The key 'abab"),
+        (["trace", "verify", "--key", "", "OUT"], "The key ''."),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    given: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cli.main([str(out) if each == "OUT" else each for each in given]) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_synthetic_checkpoint_copies_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--synthetic", "k2-nano", "--model", "foo", "out"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_synthetic_checkpoint_is_cut_as_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    given = ["export", "--synthetic", "k2-nano", "--format", "native", "--layers", "2", str(out)]
+    assert cli.main(given) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert K2Config.from_json(out).num_hidden_layers == 2
+
+
 def test_traces_are_written_as_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trunk, out = synthetic(20), tmp_path / "x.html"
     files = [trunk.save(tmp_path / "a.k2trace"), trunk.fork(12).save(tmp_path / "b.k2trace")]
@@ -186,6 +238,8 @@ def test_a_journal_is_verified_and_what_is_wrong_with_it_is_told(
     journal.close()
     assert cli.main(["trace", "verify", str(path), "--key", key.public, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["whole"] is True
+    assert cli.main(["trace", "verify", str(path), "--key", key.public.upper()]) == 0
+    capsys.readouterr()
     path.write_bytes(path.read_bytes().replace(b"answer", b"danger"))
     assert cli.main(["trace", "verify", str(path), "--key", key.public]) == 1
     assert "line 1 is not as it was signed" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from k2lab.commands.form import (
     show,
 )
 from k2lab.console import as_json, as_record, follow
+from k2lab.errors import InputError
 
 
 def add_commands(commands: Any) -> None:
@@ -73,6 +74,15 @@ def _run(options: Options) -> int:
     from k2lab.engine.events import Stopped
     from k2lab.engine.sampling import Sampler, greedy, sampled
 
+    if not options.question.strip():
+        raise InputError(
+            f"The question {options.question!r}.",
+            expected="some words.",
+            mend='Write it as in k2lab run "What is 3 * 14?".',
+        )
+    sampler: Sampler | None = greedy if options.greedy else None
+    if options.seed is not None:
+        sampler = sampled(temperature=1.0, seed=options.seed)
     lab = k2lab.load(
         options.model,
         options.placement,
@@ -82,9 +92,6 @@ def _run(options: Options) -> int:
         unit=options.unit,
         prefetch=options.prefetch,
     )
-    sampler: Sampler | None = greedy if options.greedy else None
-    if options.seed is not None:
-        sampler = sampled(temperature=1.0, seed=options.seed)
     events = lab.events(options.question, sampler=sampler, max_tokens=options.max_tokens)
     reason = "error"
     for event in events if options.json else follow(events):
@@ -107,12 +114,29 @@ def _trace_verify(options: Options) -> int:
     from k2lab.agent.journal import verify
     from k2lab.agent.keys import Key
 
-    trusted = [options.key or Key.own().public]
+    trusted = [Key.own().public if options.key is None else _public(options.key)]
     verdict = verify(options.file, trusted=trusted, checkpoint=options.checkpoint)
     told = as_record(verdict)
     told["problems"] = list(verdict.problems) if options.json else "; ".join(verdict.problems)
     show({"whole": verdict.whole, **told}, options)
     return DONE if verdict.whole else FAILED
+
+
+def _public(key: str) -> str:
+    """A public key as journals write it."""
+    from k2lab.agent.keys import KEY_BYTES
+
+    try:
+        data = bytes.fromhex(key)
+    except ValueError:
+        data = b""
+    if len(data) != KEY_BYTES:
+        raise InputError(
+            f"The key {key!r:.80}.",
+            expected=f"a public key: {2 * KEY_BYTES} hexadecimal digits.",
+            mend="Copy it from `signed_by`, or leave it out to trust your own key.",
+        )
+    return data.hex()
 
 
 def _trace_html(options: Options) -> int:

@@ -4,8 +4,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from k2lab.commands.form import DONE, Options, add, add_json, add_model, config, positive, show
+from k2lab.commands.form import (
+    DONE,
+    Options,
+    add,
+    add_json,
+    add_model,
+    config,
+    positive,
+    show,
+    without,
+)
 from k2lab.console import as_json
+from k2lab.errors import InputError
+
+CUTS = ("layers", "experts", "vocabulary")  # of a synthetic checkpoint
 
 
 def add_commands(commands: Any) -> None:
@@ -23,11 +36,11 @@ def add_commands(commands: Any) -> None:
     export.add_argument(
         "--format",
         choices=("transformers", "native"),
-        default="transformers",
-        help="bfloat16 for DeepseekV3ForCausalLM (default), or INT4 as it is",
+        help="bfloat16 for DeepseekV3ForCausalLM (default), or as it is (always of --synthetic)",
     )
-    add_model(export)
-    export.add_argument(
+    source = export.add_mutually_exclusive_group()
+    add_model(source)
+    source.add_argument(
         "--synthetic",
         metavar="k2-thinking | k2-nano | DIR",
         help="random weights of this model's shape instead of a copy",
@@ -83,9 +96,12 @@ def _export(options: Options) -> int:
     if options.synthetic is not None:
         print(_synthetic(options))
         return DONE
+    for name in CUTS:
+        if getattr(options, name) is not None:
+            raise without(f"--{name}", "--synthetic")
     source = asset("k2-nano") if options.model is None else options.model
     write = {"native": export.export_native, "transformers": export.export_transformers}
-    print(write[options.format](source, options.folder))
+    print(write[options.format or "transformers"](source, options.folder))
     return DONE
 
 
@@ -96,8 +112,14 @@ def _synthetic(options: Options) -> Path:
     from k2lab.model.synthetic import cut, write_synthetic
     from k2lab.spec.costs import bytes_on_disk
 
+    if options.format == "transformers":
+        raise InputError(
+            "--format transformers beside --synthetic.",
+            expected="native: random weights are written in the form of the model they imitate.",
+            mend="Leave it out, and export the folder that is written.",
+        )
     shape = config(options.synthetic)[1]
-    layers = options.layers or shape.num_hidden_layers
+    layers = shape.num_hidden_layers if options.layers is None else options.layers
     shape = cut(shape, layers, experts=options.experts, vocabulary=options.vocabulary)
     size = bytes_on_disk(shape)
     with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=options.folder.name) as bar:

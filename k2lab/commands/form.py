@@ -76,6 +76,15 @@ def show(figures: Any, options: Options) -> None:
         print_figures(figures)
 
 
+def without(option: str, other: str) -> InputError:
+    """The refusal of an option that does nothing without another one."""
+    return InputError(
+        f"{option} without {other}.",
+        expected=f"{option} where it does something.",
+        mend=f"Add {other}, or leave out {option}.",
+    )
+
+
 def counted(done: Iterable[Any], n: int) -> Iterator[Any]:
     """The results, their number shown on a terminal while they come."""
     for number, result in enumerate(done, 1):

@@ -14,6 +14,7 @@ from k2lab.commands.form import (
     counted,
     positive,
     show,
+    without,
 )
 
 
@@ -77,6 +78,8 @@ def _eval_microworld(options: Options) -> int:
     import k2lab
     from k2lab.evals.microworld import report, results
 
+    if options.queue_length is not None and "queue" not in (options.families or ["queue"]):
+        raise without("--queue-length", "the family queue")
     lab = k2lab.load(options.model)
     found = results(
         lab,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from k2lab.commands.form import DONE, Options, add, add_json, config, positive, show
+from k2lab.commands.form import DONE, Options, add, add_json, config, positive, show, without
 
 
 def add_commands(commands: Any) -> None:
@@ -27,6 +27,9 @@ def _plan(options: Options) -> int:
     from k2lab.spec.amounts import nbytes
     from k2lab.weights.memory import free
     from k2lab.weights.planner import Wish, plan
+
+    if options.link_bw is not None and options.gpu is None:
+        raise without("--link-bw", "--gpu")
 
     def given(amount: str | None) -> int | None:
         return None if amount is None else nbytes(amount)

@@ -47,17 +47,22 @@ from k2lab.weights.resident import Resident
 from k2lab.weights.slab import Slabs, layout
 from k2lab.weights.tiered import Tiered
 
+GIB = 2**30
 GPUS = {
-    "A100": (80e9, 2.04e12),
-    "B200": (180e9, 8.0e12),
-    "H100": (80e9, 3.35e12),
-    "H200": (141e9, 4.8e12),
-    "L40S": (48e9, 0.864e12),
-    "RTX4090": (24e9, 1.008e12),
-    "RTX5090": (32e9, 1.792e12),
-    "RTXPRO6000": (96e9, 1.792e12),
+    "A100": (79.1 * GIB, 2.04e12),  # the 80 GB one; 81,920 MiB, torch finds 79.14 GiB or more
+    "B200": (178.3 * GIB, 8.0e12),  # 183,359 MiB, 178.35 GiB
+    "H100": (79.1 * GIB, 3.35e12),  # 81,559 MiB, 79.10 GiB or more
+    "H200": (139.7 * GIB, 4.8e12),  # 143,771 MiB, 139.72 GiB or more
+    "L40S": (44.3 * GIB, 0.864e12),  # 46,068 MiB, 44.39 GiB or more
+    "RTX4090": (23.5 * GIB, 1.008e12),  # 24,564 MiB, 23.52 GiB or more
+    "RTX5090": (31.3 * GIB, 1.792e12),  # 32,607 MiB, 31.34 GiB or more
+    "RTXPRO6000": (94.9 * GIB, 1.792e12),  # 97,887 MiB, 94.97 GiB
 }
-"""Bytes and bytes per second of memory, as their data sheets say."""
+"""Bytes that a program finds, and by the data sheet bytes per second of memory.
+
+Beside each, what nvidia-smi reports and what torch does, the least in public logs of those who ran
+out of it. What is sold as 80 GB is 85 · 10⁹ bytes.
+"""
 
 UNKNOWN_RATE = 1e12  # bytes per second of a GPU that is given by its size alone
 PCIE_RATE = 55e9  # of PCIe 5.0 × 16 as one reads it in practice
@@ -72,7 +77,11 @@ IN_PLACE_LIMIT = 2**26  # bytes of a checkpoint with experts of the right size t
 
 
 def described(gpu: str, *, host: int, disk: float | None, link: float | None) -> Machine:
-    """A machine with GPUs such as `8xH200`, `H100` or `2x24GiB`, by data sheets."""
+    """A machine with GPUs such as `8xH200`, `H100` or `2x24GiB`, as they are known to be.
+
+    `disk` and `link` in bytes per second are those of common parts where they are not given.
+    """
+    _check_rates(disk=disk, link=link)
     found = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?(.+?)\s*", gpu)
     count, name = int(found[1] or 1) if found else 0, found[2] if found else gpu
     known = GPUS.get(name.upper().replace(" ", "").replace("-", ""))
@@ -94,9 +103,9 @@ def described(gpu: str, *, host: int, disk: float | None, link: float | None) ->
         device_bytes=int(size),
         memory_rate=rate,
         expert_rate=rate,
-        link_rate=link or PCIE_RATE,
+        link_rate=PCIE_RATE if link is None else link,
         host_bytes=host,
-        disk_rate=disk or NVME_RATE,
+        disk_rate=NVME_RATE if disk is None else disk,
     )
 
 
@@ -107,6 +116,7 @@ def measured(
 
     `disk` in bytes per second and `memory` in bytes are measured where they are not given.
     """
+    _check_rates(disk=disk)
     memory = free(torch.device("cpu")) if memory is None else memory
     slabs = None if folder is None else Slabs(Shards(folder), config)
     # First of all: what others of these give back would be taken for fresh memory.
@@ -139,6 +149,17 @@ def measured(
         tensor_seconds=0.0 if folder is None else _tensor(config, folder),
         load_rate=loading,
     )
+
+
+def _check_rates(**rates: float | None) -> None:
+    """Raise unless each rate that is given is one."""
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < math.inf:
+            raise InputError(
+                f"A {name} that gives {rate} bytes per second.",
+                expected="a rate above 0.",
+                mend="Write it as in '7GB', or leave it out.",
+            )
 
 
 def _dense(config: K2Config) -> float:

@@ -111,13 +111,16 @@ class Plan:
     binding: str
     seconds_per_token: dict[str, float]
     largest_context: int
-    helps_most: str
+    lacks: str = "nothing"  # of memory, to have everything on the devices
+    helps_most: str = ""  # empty until other machines were planned too
 
 
 def plan(config: K2Config, machine: Machine, wish: Wish) -> Plan:
     """The fastest placement that fits; BudgetError with the smallest change where none does."""
     _check(config, wish)
     found = _place(config, machine, wish)
+    if found.placement == "tiered":
+        found = replace(found, lacks=_lacks(config, machine, wish))
     return replace(found, helps_most=_helps(config, machine, wish))
 
 
@@ -143,7 +146,7 @@ def _place(config: K2Config, machine: Machine, wish: Wish) -> Plan:
 
 def _whole(config: K2Config, machine: Machine, wish: Wish) -> Plan | None:
     """Everything on the devices, as few of them as hold it; None where it does not fit."""
-    dtype, most = _dtype(config, machine), min(max(machine.gpus, 1), config.num_hidden_layers)
+    dtype, most = _dtype(config, machine), _most(config, machine)
     limit = machine.device_bytes if wish.weights is None else wish.weights
     for devices in range(1, most + 1):
         room = _Room.of(config, dtype, devices)
@@ -171,9 +174,28 @@ def _whole(config: K2Config, machine: Machine, wish: Wish) -> Plan | None:
             binding=seconds.binding,
             seconds_per_token=seconds._asdict(),
             largest_context=_largest(config, machine, range(devices, most + 1)),
-            helps_most="",
         )
     return None
+
+
+def _most(config: K2Config, machine: Machine) -> int:
+    """The devices that can share a model: each holds a layer at least."""
+    return min(max(machine.gpus, 1), config.num_hidden_layers)
+
+
+def _lacks(config: K2Config, machine: Machine, wish: Wish) -> str:
+    """The bytes for want of which experts come and go, and how many GPUs that leaves idle."""
+    devices = _most(config, machine)
+    room = _Room.of(config, _dtype(config, machine), devices)
+    more = room.weights + room.workspace + wish.context * room.per_token - machine.device_bytes
+    if wish.weights is not None:
+        more = max(more, room.weights - wish.weights)
+    if machine.gpus < 2:
+        return f"{more:,} bytes on the device"
+    return (
+        f"{more:,} bytes on each of {devices} GPUs; "
+        f"tiered placement uses one, so {machine.gpus - 1} would idle"
+    )
 
 
 def _largest(config: K2Config, machine: Machine, counts: range) -> int:
@@ -228,7 +250,6 @@ def _tiered(config: K2Config, machine: Machine, wish: Wish) -> Plan:
         largest_context=_fits(
             config, machine.device_bytes - room.workspace - need.smallest, room.per_token
         ),
-        helps_most="",
     )
 
 

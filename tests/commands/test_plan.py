@@ -38,3 +38,25 @@ def test_a_model_with_weights_is_planned_on_this_machine(
     assert found["machine"]["gpus"] == 0
     assert found["plan"]["placement"] == "tiered"
     assert found["plan"]["tok_s"] > 0
+
+
+def test_eight_h100_hold_kimi_k2_thinking(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "k2-thinking", "--gpu", "8xH100", "--ram", "2000GB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["plan"]
+    assert (found["placement"], found["devices"], found["lacks"]) == ("sharded", 8, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["k2-nano", "--disk-bw", "0"], "A disk that gives 0 bytes per second."),
+        (["k2-thinking", "--gpu", "H100", "--disk-bw", "0"], "A disk that gives 0 bytes"),
+        (["k2-thinking", "--gpu", "H100", "--link-bw", "0"], "A link that gives 0 bytes"),
+        (["k2-nano", "--link-bw", "50GB"], "--link-bw without --gpu."),
+    ],
+)
+def test_a_rate_that_cannot_count_is_refused(
+    given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", *given]) == 2
+    assert told in capsys.readouterr().err

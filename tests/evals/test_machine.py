@@ -15,14 +15,23 @@ from k2lab.spec.config import K2_NANO, K2Config
 
 @pytest.mark.parametrize(
     ("text", "gpus", "size"),
-    [("8xH200", 8, 141e9), ("H100", 1, 80e9), ("2 x 24GiB", 2, 24 * 2**30), ("rtx 4090", 1, 24e9)],
+    [("8xH200", 8, 139.7), ("H100", 1, 79.1), ("2 x 24GiB", 2, 24), ("rtx 4090", 1, 23.5)],
 )
 def test_gpus_are_known_by_name_or_size(text: str, gpus: int, size: float) -> None:
     found = described(text, host=10**9, disk=None, link=None)
-    assert (found.gpus, found.device_bytes) == (gpus, int(size))
+    assert (found.gpus, found.device_bytes) == (gpus, int(size * 2**30))
     assert (found.link_rate, found.disk_rate) == (machine.PCIE_RATE, machine.NVME_RATE)
     given = described(text, host=10**9, disk=1e9, link=2e9)
     assert (given.link_rate, given.disk_rate) == (2e9, 1e9)
+
+
+@pytest.mark.parametrize("rates", [{"disk": 0}, {"link": 0}, {"disk": -1.0}, {"link": math.nan}])
+def test_a_rate_of_nothing_is_refused_and_never_replaced(rates: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="a rate above 0"):
+        described("H100", host=10**9, **{"disk": None, "link": None} | rates)
+    if "disk" in rates:
+        with pytest.raises(InputError, match="a rate above 0"):
+            measured(K2_NANO, None, disk=rates["disk"])
 
 
 @pytest.mark.parametrize("text", ["", "moon", "0xH100", "8x"])

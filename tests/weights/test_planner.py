@@ -146,6 +146,22 @@ def test_a_budget_for_weights_below_the_smallest_is_refused_with_it() -> None:
     assert thinking(H100, weights=least).slots_per_layer == 8
 
 
+def test_what_keeps_a_model_from_lying_on_all_gpus_is_told_to_the_byte() -> None:
+    eight = replace(H100, gpus=8)
+    found = thinking(eight, context=4096)
+    assert (found.placement, found.devices) == ("tiered", 1)
+    assert "on each of 8 GPUs; tiered placement uses one, so 7 would idle" in found.lacks
+    more = int(found.lacks.split()[0].replace(",", ""))
+    enough = replace(eight, device_bytes=eight.device_bytes + more)
+    assert thinking(enough, context=4096).placement == "sharded"
+    assert thinking(enough, context=4096).lacks == "nothing"
+    less = replace(enough, device_bytes=enough.device_bytes - 1)
+    assert thinking(less, context=4096).lacks.startswith("1 bytes")
+    assert thinking(H100).lacks.endswith("bytes on the device")
+    share = thinking(enough, context=4096).device_weights
+    assert thinking(enough, weights=40 * GB).lacks.startswith(f"{share - 40 * GB:,} bytes")
+
+
 # ------------------------------------------------------------------------------ against real stores
 
 
