@@ -15,8 +15,9 @@ of code can say the same edit.
 Not here: how an edit is carried out (`surgery.py`), and edits of any other site (`taps.edit`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from k2lab.engine.events import KINDS, Kind
@@ -99,7 +100,7 @@ BY_NAME: dict[str, type[Edit]] = {kind.do: kind for kind in EDITS}
 
 
 class How(TypedDict, total=False):
-    """What `lab.edit(site, …)` does at the site, and for which tokens."""
+    """What `lab.edit(site, …)` does at the site, and for which tokens; numbers may be NumPy's."""
 
     ablate: Sequence[int]  # of a router: ZeroExperts; of an attention: ZeroHeads
     around: Sequence[int]
@@ -118,17 +119,19 @@ def edits_at(site: str, how: How, config: K2Config) -> tuple[Edit, ...]:
     attention = site.rpartition(".")[2] == "self_attn"
     names = match(f"{site}.heads" if attention else f"{site}.choice", config)
     made: list[Edit] = []
+    # An iterator is read once, for every layer.
+    once: Any = {key: [*it] if isinstance(it, Iterator) else it for key, it in how.items()}
     for name in names:
         scope: dict[str, Any] = {"layer": int(name.split(".")[1])}
         scope |= {key: how[key] for key in ("tokens", "segment") if key in how}  # type: ignore[literal-required]
-        made += _made(how, scope, attention=attention)
+        made += map(from_json, _made(once, scope, attention=attention))
     if not made:
         raise InputError(
             f"Nothing is to be done at {site!r}.",
             expected="ablate, around, force, bias or rule (for an attention: ablate).",
             mend="Write e.g. lab.edit('layers.4.mlp.router', ablate=[12]).",
         )
-    return tuple(from_json(to_json(each)) for each in made)  # one reading, one set of checks
+    return tuple(made)
 
 
 def to_json(edit: Edit) -> dict[str, Any]:
@@ -158,45 +161,55 @@ def from_json(source: object) -> Edit:
 
 
 def unique(edits: Iterable[Edit | Json]) -> tuple[Edit, ...]:
-    """The edits without repetitions, in order; JSON forms are read."""
-    read = (each if isinstance(each, EDITS) else from_json(each) for each in edits)
-    return tuple(dict.fromkeys(read))
+    """The edits without repetitions, in order; JSON forms are read, records checked like them."""
+    sources = (to_json(each) if isinstance(each, EDITS) else each for each in edits)
+    return tuple(dict.fromkeys(map(from_json, sources)))
 
 
-def _made(how: How, scope: Mapping[str, Any], *, attention: bool) -> Iterator[Edit]:
+def _made(how: How, scope: Mapping[str, Any], *, attention: bool) -> Iterator[Json]:
+    """What is to be done at one site, as JSON values that nobody has checked yet."""
     if attention:
         wrong = sorted(how.keys() - {"ablate", "tokens", "segment"})
         if wrong:
             raise refused(f"An edit of heads with {', '.join(wrong)}", "ablate=[head, …]")
-        if how.get("ablate"):
-            yield ZeroHeads(heads=tuple(how["ablate"]), **scope)
+        if (heads := _given(how, "ablate")) is not None:
+            yield {"do": ZeroHeads.do, "heads": heads, **scope}
         return
-    if how.get("ablate"):
-        yield ZeroExperts(experts=tuple(how["ablate"]), **scope)
-    if how.get("around"):
-        yield RouteAround(experts=tuple(how["around"]), **scope)
-    if how.get("force"):
-        yield ForceExperts(experts=tuple(how["force"]), **scope)
-    for expert, amount in how.get("bias", {}).items():
-        yield BiasExperts(experts=(expert,), amount=amount, **scope)
+    for key, kind in (("ablate", ZeroExperts), ("around", RouteAround), ("force", ForceExperts)):
+        if (experts := _given(how, key)) is not None:
+            yield {"do": kind.do, "experts": experts, **scope}
+    if (bias := _given(how, "bias")) is not None:
+        if not isinstance(bias, Mapping):
+            raise refused(f"An edit with bias = {str(bias)[:80]}", "amounts by expert, {12: -0.5}")
+        for expert, amount in bias.items():
+            yield {"do": BiasExperts.do, "experts": [expert], "amount": amount, **scope}
     if "rule" in how:
-        yield SwapRouter(rule=how["rule"], **scope)
+        yield {"do": SwapRouter.do, "rule": how["rule"], **scope}
+
+
+def _given(how: How, key: str) -> Any:
+    """What the key says; None where it says nothing or names nobody."""
+    value = _plain(how.get(key))
+    return None if isinstance(value, Sized) and not len(value) else value
 
 
 def _value(name: str, value: object) -> Any:
-    """One JSON value of an edit as its field wants it."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if name == "layer" and whole:
-        return value
-    if name in ("experts", "heads") and _whole_numbers(value):
-        return tuple(dict.fromkeys(value))  # type: ignore[call-overload]
-    if name == "tokens" and (value is None or _range(value)):
-        return None if value is None else tuple(value)  # type: ignore[arg-type]
-    if name == "segment" and (value is None or value in KINDS):
+    """One value of an edit as its field wants it."""
+    value, wholes = _plain(value), _wholes(value)
+    if name == "layer" and (number := _whole(value)) is not None:
+        return number
+    if name in ("experts", "heads") and wholes:
+        return tuple(dict.fromkeys(wholes))
+    if name in ("tokens", "segment") and value is None:
+        return None
+    pair = isinstance(value, list | tuple) and len(wholes) == 2  # a range would be misread
+    if name == "tokens" and pair and 0 <= wholes[0] < wholes[1]:
+        return wholes
+    if name == "segment" and value in KINDS:
         return value
     if name == "rule" and value in get_args(Rule):
         return value
-    if name == "amount" and (whole or isinstance(value, float)) and abs(value) < 1e6:  # type: ignore[arg-type]
+    if name == "amount" and type(value) in (int, float) and abs(value) < 1e6:  # type: ignore[arg-type]
         return float(value)  # type: ignore[arg-type]
     wanted = {
         "layer": "a layer number",
@@ -210,16 +223,27 @@ def _value(name: str, value: object) -> Any:
     raise refused(f"An edit with {name} = {str(value)[:80]}", wanted[name])
 
 
-def _whole_numbers(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(isinstance(each, int) and not isinstance(each, bool) for each in value)
-    )
+def _plain(value: Any) -> Any:
+    """NumPy's and PyTorch's numbers and arrays as Python's own; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _range(value: object) -> bool:
-    return _whole_numbers(value) and len(value) == 2 and 0 <= value[0] < value[1]  # type: ignore[arg-type, index]
+def _whole(value: Any) -> int | None:
+    """The number, where it is a whole one: not True, and not 1.0."""
+    value = _plain(value)
+    try:
+        return None if isinstance(value, bool) else index(value)
+    except TypeError:
+        return None
+
+
+def _wholes(value: object) -> tuple[int, ...]:
+    """The numbers of a list, a range, a set or an array of whole ones; () for anything else."""
+    value = _plain(value)
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
+        return ()
+    found = tuple(_whole(each) for each in value)
+    return () if None in found else found  # type: ignore[return-value]
 
 
 def refused(found: str, expected: str) -> InputError:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,6 +89,18 @@ def test_an_edit_survives_json(edit: Edit) -> None:
         {"do": "bias", "layer": 1, "experts": [1], "amount": float("inf")},
         {"do": "zero_heads", "layer": 1, "experts": [1]},
         {"do": "router", "layer": 1, "rule": "dice"},
+        {"do": "router", "layer": 1, "rule": np.array(["softmax", "dice"])},
+        {"do": "zero", "layer": 1, "experts": np.array([1.0, 2.0])},
+        {"do": "zero", "layer": 1, "experts": np.array([True, False])},
+        {"do": "zero", "layer": 1, "experts": [np.bool_(True)]},
+        {"do": "zero", "layer": 1, "experts": [np.float64(1)]},
+        {"do": "zero", "layer": 1, "experts": np.array([[1, 2]])},
+        {"do": "zero", "layer": 1, "experts": np.array(1)},
+        {"do": "zero", "layer": 1, "experts": b"12"},
+        {"do": "zero", "layer": 1, "experts": {1: 2}},
+        {"do": "zero", "layer": np.bool_(True), "experts": [1]},
+        {"do": "bias", "layer": 1, "experts": [1], "amount": np.bool_(True)},
+        {"do": "bias", "layer": 1, "experts": [1], "amount": np.array([1.0])},
     ],
 )
 def test_what_is_no_edit_is_refused(bad: Any) -> None:
@@ -149,6 +163,21 @@ def test_a_site_and_keywords_become_edits(tiny_config: Callable[..., K2Config]) 
         ("layers.1.mlp.router", {"ablate": [1], "heal": [2]}, InputError),
         ("layers.1.mlp.router", {"tokens": (1, 2)}, InputError),
         ("layers.1.mlp.router", {"ablate": ["a"]}, InputError),
+        ("layers.1.mlp.router", {"ablate": 12}, InputError),
+        ("layers.1.mlp.router", {"ablate": 0}, InputError),
+        ("layers.1.mlp.router", {"ablate": "12"}, InputError),
+        ("layers.1.mlp.router", {"ablate": None}, InputError),
+        ("layers.1.mlp.router", {"around": [1.0]}, InputError),
+        ("layers.1.mlp.router", {"force": np.array([])}, InputError),
+        ("layers.1.mlp.router", {"bias": [3]}, InputError),
+        ("layers.1.mlp.router", {"bias": {"3": 1.0}}, InputError),
+        ("layers.1.mlp.router", {"bias": {3: None}}, InputError),
+        ("layers.1.mlp.router", {"ablate": [1], "tokens": 5}, InputError),
+        ("layers.1.mlp.router", {"ablate": [1], "tokens": range(3, 5)}, InputError),
+        ("layers.1.mlp.router", {"ablate": [1], "tokens": {3, 5}}, InputError),
+        ("layers.1.mlp.router", {"ablate": [int]}, InputError),
+        ("layers.1.mlp.router", {"rule": ["softmax"]}, InputError),
+        ("layers.1.self_attn", {"ablate": 2}, InputError),
         ("layers.1.self_attn", {"force": [1]}, InputError),
         ("layers.1.self_attn", {}, InputError),
     ],
@@ -158,3 +187,34 @@ def test_a_wrong_site_or_keyword_is_told(
 ) -> None:
     with pytest.raises(error):
         edits_at(site, how, tiny_config())
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tiny_config: Callable[..., K2Config]) -> None:
+    """As `argsort` and `topk` give them."""
+    config, site = tiny_config(), "layers.1.mlp.router"
+    (wanted,) = edits_at(site, {"ablate": [2, 0]}, config)
+    busiest = np.argsort([5, 9, 1])[:2]
+    for whom in (
+        busiest, list(busiest), tuple(busiest), torch.tensor([2, 0]), list(torch.tensor([2, 0])),
+        range(2, -1, -2), iter([2, 0]),
+    ):  # fmt: skip
+        (found,) = edits_at(site, {"ablate": whom}, config)  # type: ignore[typeddict-item]
+        assert found == wanted and json.dumps(to_json(found)) == json.dumps(to_json(wanted))
+    amounts = {np.int64(4): np.float32(0.5)}
+    tokens = np.array([3, 9])
+    (found,) = edits_at(site, {"bias": amounts, "tokens": tokens}, config)  # type: ignore[dict-item, typeddict-item]
+    assert found == BiasExperts(layer=1, experts=(4,), amount=0.5, tokens=(3, 9))
+    assert json.dumps(to_json(found))
+
+
+def test_what_is_read_once_acts_in_every_layer(tiny_config: Callable[..., K2Config]) -> None:
+    found = edits_at("layers.*.mlp.router", {"ablate": iter([3])}, tiny_config())  # type: ignore[typeddict-item]
+    assert [each.layer for each in found] == [1, 2]
+
+
+def test_records_are_checked_as_json_is() -> None:
+    array = np.array([3, 1])
+    record = ZeroExperts(layer=np.int64(1), experts=array)  # type: ignore[arg-type]
+    assert unique([record]) == (ZeroExperts(layer=1, experts=(3, 1)),)
+    with pytest.raises(InputError, match="experts = 12"):
+        unique([ZeroExperts(layer=1, experts=12)])  # type: ignore[arg-type]
