@@ -12,6 +12,7 @@ from torch import Tensor
 
 import k2lab
 from k2lab.agent.tools import tool
+from k2lab.engine import capture
 from k2lab.engine.events import Answered, Event, PromptRead, Routed, Stopped, TokenChosen
 from k2lab.engine.sampling import greedy, sampled
 from k2lab.engine.taps import edit, untouched
@@ -231,6 +232,31 @@ def test_stop_keeps_what_was_written(lab: Lab) -> None:
     assert run.state in ("stopped", "done")
     assert len(run.trace) >= 10
     assert "Run(K2-nano, tokens=" in repr(run)
+
+
+def test_a_stop_at_a_token_leaves_none_that_was_read_without_its_routes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "HELD_SECONDS", 1e9)  # as on a quick model, between two frames
+    chosen = list[int]()
+
+    def write(logits: Tensor) -> int:
+        chosen.append(65)
+        if len(chosen) == 7:
+            assert lab.lock.held
+            stop.set()
+            assert stopped.wait(PATIENCE)
+        return 65
+
+    stop, stopped = threading.Event(), threading.Event()
+    run = lab.run("Hello", sampler=write, max_tokens=400)
+    assert stop.wait(PATIENCE)
+    run.stop()
+    stopped.set()
+    run.wait(PATIENCE)
+    assert (run.state, len(chosen)) == ("stopped", 7)
+    assert run.trace.routed == len(run.trace) - 1, "the last one is not read"
+    assert not lab.lock.held
 
 
 def test_own_tools_replace_those_of_the_world(lab: Lab) -> None:

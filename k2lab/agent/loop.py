@@ -134,8 +134,9 @@ class _Loop:
             return place.seconds + time.perf_counter() - began
 
         stop_ids = frozenset(mind.model.config.stop_ids)
-        self.settings = replace(settings, stop_ids=stop_ids, clock=clock)
         self.meter = Meter(terms.budget, clock, terms.halted)
+        check = self.meter.check
+        self.settings = replace(settings, stop_ids=stop_ids, clock=clock, check=check)
         self.meter.tokens, self.meter.cost = place.tokens, place.cost
         self.repeats = Repeats(place.signatures)
         schemas = {tool.name: tool.parameters for tool in tools}

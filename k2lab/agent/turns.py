@@ -82,8 +82,6 @@ class Pen:
                 ends += [event.index] * (parser.call_count - len(ends))  # where each call ended
                 self._meter.token()
             yield event
-            if isinstance(event, TokenChosen):
-                self._meter.check()
         turn = unshielded(parser.finish())
         ends += [settings.first + self.cache.length - 1] * (len(turn.calls) - len(ends))
         whole = bool(ids) and ids[-1] in settings.stop_ids

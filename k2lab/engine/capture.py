@@ -196,6 +196,10 @@ class Capture:
         self._called, self._told = self._time_of_watching(config)  # seconds of a forward
         self._waiting, self._first, self._last = 0, 0, 0.0  # forwards that wait to be told of
 
+    def waits(self) -> bool:
+        """Whether something that was seen waits to be told."""
+        return self._waiting > 0
+
     def take(self, start: int, tokens: int) -> Iterable[Routed | Captured | Dropped]:
         """What was seen since the last call: of so many tokens from index `start`.
 

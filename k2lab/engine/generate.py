@@ -18,6 +18,7 @@ from k2lab.engine.capture import ROUTE, Capture, Level
 from k2lab.engine.events import Event, Kind, PromptRead, TokenChosen
 from k2lab.engine.moves import moved
 from k2lab.engine.sampling import Sampler, greedy
+from k2lab.engine.session import controls, nothing_waits
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain, untouched
 from k2lab.engine.threads import alone, few, numpy_alone, small
@@ -72,6 +73,10 @@ NOTHING = Prompt((), (), ())
 """The prompt without tokens."""
 
 
+def go_on() -> None:
+    """The check of a run that nobody ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to generate."""
@@ -84,6 +89,7 @@ class Settings:
     turn: tuple[int, ...] = ()  # of the turn that goes on: its ids so far, those of the prompt too
     capture: Level = ROUTE  # what is reported of the inside
     clock: Callable[[], float] = field(default=time.perf_counter)  # seconds since the run began
+    check: Callable[[], object] = go_on  # raises at a token after which the run must not go on
     first: int = 0  # index, in the run, of the token that the cache begins with
 
 
@@ -97,10 +103,10 @@ def generate(
     moves = isinstance(model.store, Mover)  # asked once: on a protocol the answer takes a while
     watched = chain(settings.tap, capture.tap) if capture else settings.tap
     little = small(model)  # few tokens are computed by one thread
-    forward = reader(model)
+    forward, control = reader(model), controls()
 
     def read(ids: Sequence[int], kinds: Sequence[Kind]) -> tuple[Tensor, list[Event]]:
-        """Logits after the last of `ids`, and what was captured of them."""
+        """Logits after the last of `ids`, and what was captured and moved for them."""
         start, tap = settings.first + cache.length, watched
         short = few(len(ids), cache.length + len(ids))
         if settings.edits is not None:
@@ -108,44 +114,49 @@ def generate(
         # inference_mode belongs to the thread, so it must not stay on across a yield.
         with torch.inference_mode(), alone(wanted=little and short):
             logits = forward(ids, cache, tap)
-            return logits, list(capture.take(start, len(ids))) if capture else []
-
-    for offset in range(0, len(prompt.ids), CHUNK):
-        part = slice(offset, offset + CHUNK)
-        start, began = settings.first + cache.length, settings.clock()
-        logits, captured = read(prompt.ids[part], prompt.kinds[part])
-        seconds = settings.clock() - began
-        ids, texts, kinds = prompt.ids[part], prompt.texts[part], prompt.kinds[part]
-        yield PromptRead(start, ids, texts, kinds, seconds, settings.first)
-        yield from captured
+            seen: list[Event] = list(capture.take(start, len(ids))) if capture else []
+            if capture and control.watchful:
+                seen += capture.rest()
         if moves:
-            yield from moved(model.store, start, len(prompt.ids[part]))
+            seen += moved(model.store, start, len(ids))
+        return logits, seen
 
-    stream, tracker = Utf8Stream(), KindTracker(tokenizer)
-    for each in settings.turn:
-        stream.feed(tokenizer.decode_bytes([each]))
-        tracker.feed(each)
-    room = model.config.max_position_embeddings - cache.length
-    for left in reversed(range(min(settings.max_tokens, room))):
-        with torch.inference_mode(), alone(wanted=little):
-            chosen = settings.sampler(logits)
-            logprob, entropy, top = describe(logits, chosen, tokenizer)
-        text = stream.feed(tokenizer.decode_bytes([chosen]))
-        if not left or chosen in settings.stop_ids:
-            text += stream.flush()  # half a character at the very end
-        index, kind = settings.first + cache.length, tracker.feed(chosen)
-        yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
-        try:
-            logits, captured = read([chosen], [kind])
-        except Exception:  # stopped within a layer, or failed: what is known is told
-            yield from capture.rest() if capture else ()
-            raise
-        yield from captured
-        if moves:
-            yield from moved(model.store, index, 1)
-        if chosen in settings.stop_ids:
-            break
-    yield from capture.rest() if capture else ()
+    control.untold = capture.waits if capture else nothing_waits
+    try:
+        for offset in range(0, len(prompt.ids), CHUNK):
+            part = slice(offset, offset + CHUNK)
+            start, began = settings.first + cache.length, settings.clock()
+            logits, seen = read(prompt.ids[part], prompt.kinds[part])
+            seconds = settings.clock() - began
+            ids, texts, kinds = prompt.ids[part], prompt.texts[part], prompt.kinds[part]
+            yield PromptRead(start, ids, texts, kinds, seconds, settings.first)
+            yield from seen
+
+        stream, tracker = Utf8Stream(), KindTracker(tokenizer)
+        for each in settings.turn:
+            stream.feed(tokenizer.decode_bytes([each]))
+            tracker.feed(each)
+        room = model.config.max_position_embeddings - cache.length
+        for left in reversed(range(min(settings.max_tokens, room))):
+            with torch.inference_mode(), alone(wanted=little):
+                chosen = settings.sampler(logits)
+                logprob, entropy, top = describe(logits, chosen, tokenizer)
+            text = stream.feed(tokenizer.decode_bytes([chosen]))
+            if not left or chosen in settings.stop_ids:
+                text += stream.flush()  # half a character at the very end
+            index, kind = settings.first + cache.length, tracker.feed(chosen)
+            yield TokenChosen(index, chosen, text, kind, logprob, entropy, top, settings.clock())
+            settings.check()
+            logits, seen = read([chosen], [kind])
+            yield from seen
+            if chosen in settings.stop_ids:
+                break
+        yield from capture.rest() if capture else ()
+    except Exception:  # stopped, or failed: what is known is told
+        yield from capture.rest() if capture else ()
+        raise
+    finally:
+        control.untold = nothing_waits
 
 
 def reader(model: K2) -> Callable[[Sequence[int], LatentCache, Tap], Tensor]:

@@ -1,10 +1,12 @@
 """A run in a worker thread that a person can stop, pause and step.
 
 The controls are events checked once per token and once per layer (at the site
-`layers.{i}.input`), so Stop acts within one layer even when layers come from a disk. Not here:
-what is run (any iterator of events) and who looks (`trace/`, `widgets/`).
+`layers.{i}.input`), so Stop acts within one layer even when layers come from a disk. What was seen
+of the tokens before is told first, however a run is held or ends. Not here: what is run (any
+iterator of events) and who looks (`trace/`, `widgets/`).
 """
 
+import contextvars
 import os
 import threading
 import time
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from k2lab.engine.events import Event, Reason, Stopped, TokenChosen
+from k2lab.engine.events import Captured, Dropped, Event, Reason, Routed, Stopped, TokenChosen
 from k2lab.errors import BusyError, InputError
 from k2lab.spec.sites import looking_at
 
@@ -30,6 +32,11 @@ class Halted(Exception):  # noqa: N818 - not an error: the person pressed Stop
     """Raised inside a forward to leave it when the person stops the run."""
 
 
+def nothing_waits() -> bool:
+    """Whether something waits to be told, where nothing is held back: no."""
+    return False
+
+
 class Control:
     """Stop, pause and step, shared by the person's thread and the worker."""
 
@@ -40,6 +47,8 @@ class Control:
         self._unit: Unit | None = None  # what one step lets through; None: no stepping
         self._gap = 0.0  # seconds from one token to the next, at least
         self._last = 0.0  # when the last token was let through
+        self.untold: Callable[[], bool] = nothing_waits
+        """Whether something that was seen waits to be told: a pause lets that come first."""
         begins: dict[str, bool] = {}  # whether a site is where a layer begins
         look = begins.get
 
@@ -98,12 +107,18 @@ class Control:
         """Whether the worker waits, or will at the next check."""
         return self._held
 
+    @property
+    def watchful(self) -> bool:
+        """Whether a person looks at each token, of which is told at once: held, stepped, slowed."""
+        return self._held or self._unit is not None or self._gap > 0
+
     def check(self, unit: Unit) -> None:
         """Wait while paused; raise Halted once stopped; spend a step of this unit."""
         with self._changed:
             if unit == "token":
                 self._keep_pace()
-            self._changed.wait_for(lambda: self._stopped or not self._held)
+            if self._held and not self.untold():
+                self._changed.wait_for(lambda: self._stopped or not self._held)
             if self._stopped:
                 raise Halted
             if self._unit == unit:
@@ -112,6 +127,8 @@ class Control:
     def _keep_pace(self) -> None:
         """Wait until the next token is due; a stop, or another pace, is heard meanwhile."""
         while not self._stopped and (left := self._last + self._gap - time.monotonic()) > 0:
+            if self.untold():
+                break
             self._changed.wait(left)
         self._last = time.monotonic()
 
@@ -119,6 +136,14 @@ class Control:
         with self._changed:
             self._held, self._unit = held, unit
             self._changed.notify_all()
+
+
+_HERE: contextvars.ContextVar[Control | None] = contextvars.ContextVar("control", default=None)
+
+
+def controls() -> Control:
+    """Of the run that this thread does; outside of runs, those that nobody uses."""
+    return _HERE.get() or Control()
 
 
 class EngineLock:
@@ -260,21 +285,25 @@ class Run:
 
     def _work(self, events: Iterator[Event], release: Callable[[], None]) -> None:
         tokens, ended, began, spent = 0, "done", time.perf_counter(), time.thread_time()
+        halted = False  # at a token: the events get to tell what was seen before, and no more
+        _HERE.set(self.control)  # of this thread, which does nothing else
 
         def stopped(reason: Reason, detail: str) -> Stopped:
             return Stopped(reason, detail, tokens, time.perf_counter() - began)
 
         try:
             for event in events:
+                if halted and not isinstance(event, Routed | Captured | Dropped):
+                    break
                 self._append(event)
                 if isinstance(event, TokenChosen):
                     tokens += 1
-                    self.control.check("token")
+                    halted = self._halts()
+            if halted:
+                raise Halted
         except Halted:
             ended = "stopped"
-            self._append(
-                Stopped("stopped", "Stopped by the person.", tokens, time.perf_counter() - began)
-            )
+            self._append(stopped("stopped", "Stopped by the person."))
         except Exception as error:  # noqa: BLE001 - whatever it is, the person gets to read it
             ended = "error"
             self.error = traceback.format_exc()
@@ -286,6 +315,14 @@ class Run:
             self._finished.set()
             with self._changed:
                 self._changed.notify_all()
+
+    def _halts(self) -> bool:
+        """Whether the person stopped the run at this token, after a pause and the pace."""
+        try:
+            self.control.check("token")
+        except Halted:
+            return True
+        return False
 
     def _append(self, event: Event) -> None:
         self.trace.append(event)

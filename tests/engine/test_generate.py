@@ -111,6 +111,24 @@ def test_routes_of_several_tokens_at_once_are_those_of_each(
         assert np.array_equal(*arrays), name
 
 
+def test_what_was_read_is_told_before_a_check_ends_it(
+    model: K2, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "HELD_SECONDS", 1e9)
+    found, prompt = list[Event](), prompt_of(GIVEN, tiny_tokenizer)
+
+    def check() -> None:
+        if len(chosen(found)) == 5:
+            raise TimeoutError
+
+    settings = Settings(max_tokens=12, check=check)
+    events = generate(model, tiny_tokenizer, prompt, LatentCache(model.config), settings)
+    with pytest.raises(TimeoutError):
+        found.extend(events)
+    told = [len(event.experts) for event in found if isinstance(event, Routed)]
+    assert (len(chosen(found)), told) == (5, [7, 4])
+
+
 def test_routing_is_not_told_where_nobody_asked(model: K2, tiny_tokenizer: Tokenizer) -> None:
     events = events_of(model, tiny_tokenizer, settings=Settings(max_tokens=3, capture=OFF))
     assert not [event for event in events if isinstance(event, Routed)]

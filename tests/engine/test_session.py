@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from k2lab.engine.events import Event, Stopped, TokenChosen
+from k2lab.engine import capture
+from k2lab.engine.events import Event, Routed, Stopped, TokenChosen
 from k2lab.engine.generate import Prompt, Settings, generate
-from k2lab.engine.session import Control, EngineLock, Halted, Run
+from k2lab.engine.sampling import Sampler, greedy
+from k2lab.engine.session import Control, EngineLock, Halted, Run, controls
 from k2lab.engine.taps import chain
 from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
@@ -41,6 +43,10 @@ class Log:
     def tokens(self) -> int:
         return sum(isinstance(event, TokenChosen) for event in self.events)
 
+    @property
+    def routed(self) -> int:
+        return sum(len(event.experts) for event in self.events if isinstance(event, Routed))
+
 
 def until(true: Callable[[], bool]) -> None:
     """Return once the condition holds; fail when it never does."""
@@ -65,13 +71,15 @@ class Stage:
         self.lock = EngineLock()
         self.cache = LatentCache(model.config)
 
-    def start(self, tap: Tap | None = None, max_tokens: int = 200) -> Run:
+    def start(
+        self, tap: Tap | None = None, max_tokens: int = 200, sampler: Sampler = greedy
+    ) -> Run:
         def note(site: str, value: Tensor) -> Tensor:
             self.sites.append(site)
             return value
 
         taps = (self.control.tap, note) if tap is None else (self.control.tap, note, tap)
-        settings = Settings(max_tokens=max_tokens, tap=chain(*taps))
+        settings = Settings(sampler, max_tokens, tap=chain(*taps))
         prompt = Prompt((1, 2, 3), ("a", "b", "c"), ("user",) * 3)
         events = generate(self.model, self.tokenizer, prompt, self.cache, settings)
         self.run.start(events, self.lock)
@@ -177,6 +185,92 @@ def test_pause_holds_and_resume_goes_on(stage: Stage) -> None:
     run.wait(PATIENCE)
     assert run.state == "done"
     assert stage.log.tokens == 30
+
+
+def at_token(count: int, act: Callable[[], None]) -> Sampler:
+    """A greedy sampler that does something while it chooses this token, counted from 1."""
+    calls = 0
+
+    def choose(logits: Tensor) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            act()
+        return greedy(logits)
+
+    return choose
+
+
+@pytest.mark.parametrize("within", ["a layer", "the choice"])
+def test_what_was_seen_is_told_before_a_pause_holds(
+    within: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "HELD_SECONDS", 1e9)  # as on a quick model, between two frames
+    layer, token = (stage.run.pause, lambda: None)[:: 1 if within == "a layer" else -1]
+
+    def pause(site: str, value: Tensor) -> Tensor:
+        if site == "layers.1.middle" and stage.layers == 3 * 6 + 2:  # while token 6 is read
+            layer()
+        return value
+
+    run = stage.start(pause, sampler=at_token(7, token))
+    until(lambda: stage.log.routed == 3 + stage.log.tokens - 1 > 3)  # the last one is not read yet
+    layers = stage.layers
+    time.sleep(0.05)
+    assert (run.state, stage.log.tokens) == ("paused", 8 if within == "the choice" else 7)
+    assert stage.layers == layers, "it waits"
+    run.step("layer")
+    until(lambda: run.state == "paused" and stage.layers == layers + 1)
+    run.step("token")
+    until(lambda: stage.log.routed == 3 + stage.log.tokens - 1)
+    run.resume()
+    until(lambda: stage.log.tokens > 30)
+    assert stage.log.routed < 20, "at full speed several tokens are told of at once"
+    run.stop()
+    run.wait(PATIENCE)
+    assert stage.log.routed == stage.cache.length
+
+
+def test_what_was_seen_is_told_when_a_stop_is_heard_at_a_token(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "HELD_SECONDS", 1e9)
+    run = stage.start(sampler=at_token(7, stage.run.stop)).wait(PATIENCE)
+    assert (run.state, stage.log.tokens) == ("stopped", 7)
+    assert stage.log.routed == stage.cache.length == 3 + 6
+    kinds = [type(event) for event in stage.log.events[-3:]]
+    assert kinds == [TokenChosen, Routed, Stopped]
+
+
+def test_events_that_do_not_see_a_stop_end_at_the_next_one() -> None:
+    run = Run(Log(), Control())
+
+    def events() -> Iterator[Event]:
+        assert controls() is run.control
+        yield token(0)
+        run.stop()
+        yield token(1)
+        yield Stopped("answer", "It was not heard.", 2, 0.0)
+
+    assert controls() is not run.control
+    run.start(events(), EngineLock())
+    assert run.wait(PATIENCE).state == "stopped"
+    assert [type(each) for each in run.trace.events] == [TokenChosen, TokenChosen, Stopped]
+    assert run.trace.events[-1].reason == "stopped"
+
+
+def test_tokens_are_told_of_at_once_while_a_person_sets_the_pace() -> None:
+    control = Control()
+    assert not control.watchful
+    for begin, end in (
+        (control.pause, control.resume),
+        (lambda: control.step("token"), control.resume),
+        (lambda: control.pace(5), lambda: control.pace(0)),
+    ):
+        begin()
+        assert control.watchful
+        end()
+        assert not control.watchful
 
 
 def test_a_step_lets_one_layer_through(stage: Stage) -> None:
