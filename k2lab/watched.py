@@ -13,7 +13,7 @@ from k2lab.agent.calling import Cancellation, within
 from k2lab.agent.joined import joined
 from k2lab.agent.workflow import Moment, Outcome, Workflow
 from k2lab.engine.events import Event
-from k2lab.engine.session import Control, EngineLock, Run
+from k2lab.engine.session import Control, EngineLock, Run, Unit
 from k2lab.trace.trace import About, Facts, Trace
 from k2lab.widgets.shown import Shown
 
@@ -46,6 +46,10 @@ class Watched(Run, Shown):
         """End all runs of the workflow at their next token, and the calls that they wait for."""
         super().stop()
         self._given_up.cancel()
+
+    def step(self, unit: Unit = "token") -> None:
+        """Let a paused workflow do one token; its runs' layers are not held one by one."""
+        super().step("token" if unit == "layer" else unit)
 
     def _new_store(self) -> "Store":
         from k2lab.widgets.store import Store

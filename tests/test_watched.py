@@ -16,6 +16,7 @@ from k2lab.agent.tools import tool
 from k2lab.agent.workflow import Agent, finish, heavy, together
 from k2lab.engine.events import Stopped, TokenChosen
 from k2lab.engine.sampling import Sampler, sampled
+from k2lab.errors import InputError
 from k2lab.evals.puppet import calls
 from k2lab.lab import Lab
 from k2lab.model.k2 import K2
@@ -159,6 +160,27 @@ def test_stop_ends_the_runs_of_a_workflow(lab: Lab) -> None:
     watched.wait(PATIENCE)
     assert watched.state == "stopped" and watched.outcome is None
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith("k2lab-heavy")])
+
+
+def test_a_step_of_a_workflow_is_one_token_whatever_it_is_called(lab: Lab) -> None:
+    """The checks of layers are those of its runs, which it does not hold."""
+    endless = {"sampler": lambda logits: 65, "max_tokens": 900}
+    watched = lab.watch(together([Agent("a", lab, [], endless)], "Go.", turns=1, done=bool))
+    until(lambda: len(watched.trace) > 30)
+    watched.pause()
+    until(lambda: watched.trace.routed == len(watched.trace) - 1)
+    for unit in ("layer", "token", "layer"):
+        before = len(watched.trace)
+        watched.step(unit)
+        until(lambda before=before: len(watched.trace) == before + 1)
+        time.sleep(0.05)
+        assert (watched.state, len(watched.trace)) == ("paused", before + 1)
+        assert watched.trace.routed == before
+    with pytest.raises(InputError, match="'token' or 'layer'"):
+        watched.step("year")  # type: ignore[arg-type]
+    watched.stop()
+    watched.wait(PATIENCE)
+    assert watched.trace.routed == len(watched.trace) - 1
 
 
 def test_compaction_of_one_agent_is_a_context_of_its_lane(small_checkpoint: Path) -> None:
