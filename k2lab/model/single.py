@@ -18,15 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from k2lab.model.built import Picture
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, MLA, Block, Dense, MoE, Router
 from k2lab.spec.config import LATENT_NORM_EPS
 from k2lab.spec.sites import Tap, parts, rows, takes_arrays
 from k2lab.tensors.linear import silu
-from k2lab.tensors.rope import softmax_scale
 from k2lab.weights.store import Weights
 
-OWN = {Block, MLA, Dense, MoE, Router}  # a class of somebody else's computes something else
 Array = NDArray[np.float32]
 See = Callable[..., Any]
 """`see(site, value, token=0)`: the value after the tap; its token axis would come 0th or 1st."""
@@ -36,86 +35,99 @@ class Single:
     """A network of float32 on a CPU, for one token after those that a cache holds."""
 
     def __init__(self, model: K2) -> None:
-        self._config, self._store, self._layers = model.config, model.store, model.layers
-        self._rotary, self._device = model.rotary, model.device
-        self._scale = softmax_scale(model.config)
-        self._wanted: dict[frozenset[str], frozenset[str]] = {}  # sites, by the rows of the table
+        self._model = model
+        self._look()
 
     @staticmethod
     def fits(model: K2) -> bool:
-        """Whether it is the network of `k2.py`, no part replaced, in float32 on a CPU."""
-        if type(model) is not K2 or model.device.type != "cpu":
-            return False
-        mixers = [block.mlp for block in model.layers]
-        routers = [mixer.router for mixer in mixers if isinstance(mixer, MoE)]
-        parts = [*model.layers, *(block.self_attn for block in model.layers), *mixers, *routers]
-        if not {*map(type, parts)} <= OWN:
-            return False
-        with model.store.dense(None, "norm") as w:
-            return bool(w.norm.dtype == torch.float32)
+        """Whether it is the network of `k2.py`, nothing replaced, in float32 on a CPU."""
+        return Picture(model).plain
 
     def __call__(self, token: int, cache: LatentCache, tap: Tap) -> Array:
-        """Logits of the token after this one [vocab]; the cache remembers this one."""
+        """Logits of the token after this one [vocab]; the cache remembers this one.
+
+        By `k2.py`, if the network or the cache is another one by now.
+        """
+        if self._picture.plain and not self._picture.holds():
+            self._look()
+        own = type(cache) is LatentCache and vars(cache).keys().isdisjoint(vars(LatentCache))
+        if not (self._picture.plain and own):
+            return self._readable(token, cache, tap)
         cache.room_for(1)
         see, eps = self._shown(tap), self._config.rms_norm_eps
-        place = cache.length
+        place, weights = cache.length, self._weights
         rotation = self._rotary(place, place + 1, self._device).numpy()[0]  # e^{ipω} [1, rope / 2]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # as torch has it
-            with self._store.dense(None, "embed_tokens") as w:
-                x = see("embed", w.arrays.embed_tokens[token].copy())
+            x = see("embed", weights[None, "embed_tokens"].embed_tokens[token].copy())
             for block in self._layers:
                 x = self._block(block, x, rotation, cache, see)
             cache.advance(1)
-            with self._store.dense(None, "norm") as w:
-                x = see("norm", _normed(x, w.arrays.norm, eps))
-            with self._store.dense(None, "lm_head") as w:
-                return see("logits", w.arrays.lm_head.dot(x))
+            x = see("norm", _normed(x, weights[None, "norm"].norm, eps))
+            return see("logits", weights[None, "lm_head"].lm_head.dot(x))
+
+    def _look(self) -> None:
+        """The network as it is now."""
+        model, self._picture = self._model, Picture(self._model)
+        if not self._picture.plain:
+            return
+        self._weights = self._picture.arrays
+        self._config, self._store, self._layers = model.config, model.store, model.layers
+        self._rotary, self._device = model.rotary, model.device
+        self._scales = [block.self_attn.scale.detach().numpy() for block in model.layers]
+        routers = [block.mlp.router for block in model.layers if isinstance(block.mlp, MoE)]
+        self._factors = {router.layer: router.factor.detach().numpy() for router in routers}
+        self._wanted: dict[frozenset[str], frozenset[str]] = {}  # sites, by the rows of the table
+
+    def _readable(self, token: int, cache: LatentCache, tap: Tap) -> Array:
+        model = self._model
+        step = model.step(1, cache=cache, tap=tap)
+        hidden = model.hidden(torch.tensor([[token]], device=model.device), step)
+        logits: Array = model.logits(hidden, step)[0, -1].float().numpy(force=True)
+        return logits
 
     def _block(
         self, block: Block, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
     ) -> Array:
         """h = x + MLA(norm x);  y = h + FFN(norm h)."""
         site, eps = block.site, self._config.rms_norm_eps
-        with self._store.dense(block.layer, "norms") as w:
-            norms = w.arrays
-            x = see(site.input, x)
-            inner = _normed(x, norms.input_layernorm, eps)
-            x = x + self._attention(block.self_attn, inner, rotation, cache, see)
-            x = see(site.middle, x)
-            inner = _normed(x, norms.post_attention_layernorm, eps)
-            if isinstance(block.mlp, MoE):
-                return x + self._moe(block.mlp, inner, see)
-            return x + self._dense(block.mlp, inner, see)
+        norms = self._weights[block.layer, "norms"]
+        x = see(site.input, x)
+        inner = _normed(x, norms.input_layernorm, eps)
+        x = x + self._attention(block.self_attn, inner, rotation, cache, see)
+        x = see(site.middle, x)
+        inner = _normed(x, norms.post_attention_layernorm, eps)
+        if isinstance(block.mlp, MoE):
+            return x + self._moe(block.mlp, inner, see)
+        return x + self._dense(block.mlp, inner, see)
 
     def _attention(
         self, mla: MLA, x: Array, rotation: NDArray[np.complex64], cache: LatentCache, see: See
     ) -> Array:
         """u = W^O [o_1 … o_h], absorbed: no head leaves the latent."""
         config, site, nope, rank = self._config, mla.site, mla.nope, mla.rank
-        with self._store.dense(mla.layer, "self_attn") as lent:
-            w = lent.arrays
-            q = self._queries(x, w)  # [h, n + r]
-            compressed = w.kv_a_proj_with_mqa.dot(x)
-            latent = _normed(compressed[:rank], w.kv_a_layernorm, LATENT_NORM_EPS)
-            # The shared key is turned with the queries, as one head more.
-            both = np.concatenate([q[:, nope:], compressed[None, rank:]]).view(np.complex64)
-            turned = (both * rotation).view(np.float32)  # [h + 1, r]
-            q_nope, q_rope = see(site.q_nope, q[:, :nope]), see(site.q_rope, turned[:-1])
-            memory = cache.row(mla.layer)  # [s, c + r]; its last row is this token's
-            memory[-1, :rank] = see(site.latent, latent)
-            memory[-1, rank:] = see(site.k_rope, turned[-1])
+        w = self._weights[mla.layer, "self_attn"]
+        q = self._queries(x, w)  # [h, n + r]
+        compressed = w.kv_a_proj_with_mqa.dot(x)
+        latent = _normed(compressed[:rank], w.kv_a_layernorm, LATENT_NORM_EPS)
+        # The shared key is turned with the queries, as one head more.
+        both = np.concatenate([q[:, nope:], compressed[None, rank:]]).view(np.complex64)
+        turned = (both * rotation).view(np.float32)  # [h + 1, r]
+        q_nope, q_rope = see(site.q_nope, q[:, :nope]), see(site.q_rope, turned[:-1])
+        memory = cache.row(mla.layer)  # [s, c + r]; its last row is this token's
+        memory[-1, :rank] = see(site.latent, latent)
+        memory[-1, rank:] = see(site.k_rope, turned[-1])
 
-            by_head = w.kv_b_proj.reshape(config.num_attention_heads, -1, rank)
-            w_uk, w_uv = by_head[:, :nope], by_head[:, nope:]  # [h, n, c], [h, v, c]
-            query = np.empty((config.num_attention_heads, memory.shape[1]), np.float32)
-            np.matmul(q_nope[:, None], w_uk, out=query[:, None, :rank])
-            query[:, rank:] = q_rope
-            scores = see(site.scores, query.dot(memory.T) * self._scale, 1)  # [h, s]
-            weights = np.exp(scores - scores.max(1, keepdims=True))
-            weights = see(site.weights, weights / weights.sum(1, keepdims=True), 1)
-            mixed = weights.dot(memory[:, :rank])  # [h, c]
-            heads = see(site.heads, np.matmul(w_uv, mixed[:, :, None])[:, :, 0])  # [h, v]
-            return see(site.output, w.o_proj.dot(heads.reshape(-1)))
+        by_head = w.kv_b_proj.reshape(config.num_attention_heads, -1, rank)
+        w_uk, w_uv = by_head[:, :nope], by_head[:, nope:]  # [h, n, c], [h, v, c]
+        query = np.empty((config.num_attention_heads, memory.shape[1]), np.float32)
+        np.matmul(q_nope[:, None], w_uk, out=query[:, None, :rank])
+        query[:, rank:] = q_rope
+        scores = see(site.scores, query.dot(memory.T) * self._scales[mla.layer], 1)  # [h, s]
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        weights = see(site.weights, weights / weights.sum(1, keepdims=True), 1)
+        mixed = weights.dot(memory[:, :rank])  # [h, c]
+        heads = see(site.heads, np.matmul(w_uv, mixed[:, :, None])[:, :, 0])  # [h, v]
+        return see(site.output, w.o_proj.dot(heads.reshape(-1)))
 
     def _queries(self, x: Array, w: Weights) -> Array:
         """Through their own latent, or directly where the checkpoint has none: [h, n + r]."""
@@ -126,27 +138,25 @@ class Single:
         return q.reshape(self._config.num_attention_heads, -1)
 
     def _dense(self, dense: Dense, x: Array, see: See) -> Array:
-        with self._store.dense(dense.layer, "mlp") as w:
-            return see(dense.site.output, _swiglu(x, w.arrays))
+        return see(dense.site.output, _swiglu(x, self._weights[dense.layer, "mlp"]))
 
     def _moe(self, moe: MoE, x: Array, see: See) -> Array:
         """y = Σ_k g_k · E_k(x) + E_shared(x)."""
         site = moe.site
         experts, weights = self._route(moe.router, x, see)
         batch = self._store.experts(moe.layer, torch.from_numpy(experts[None]))
-        with self._store.dense(moe.layer, "mlp.shared_experts") as w:
-            shared = see(site.shared_experts_output, _swiglu(x, w.arrays))
+        w = self._weights[moe.layer, "mlp.shared_experts"]
+        shared = see(site.shared_experts_output, _swiglu(x, w))
         each = see(site.experts_rows, batch.rows(torch.from_numpy(x[None])).numpy()[0])  # [k, d]
         return see(site.output, weights.dot(each) + shared)
 
     def _route(self, router: Router, x: Array, see: See) -> tuple[NDArray[np.int64], Array]:
         """Chosen experts and their mixing weights, [k] each."""
         config, site = self._config, router.site
-        with self._store.dense(router.layer, "mlp.gate") as lent:
-            w = lent.arrays
-            logits = see(site.logits, w.weight.dot(x))
-            scores = see(site.scores, 1 / (1 + np.exp(-logits)))
-            choice = scores + w.e_score_correction_bias
+        w = self._weights[router.layer, "mlp.gate"]
+        logits = see(site.logits, w.weight.dot(x))
+        scores = see(site.scores, 1 / (1 + np.exp(-logits)))
+        choice = scores + w.e_score_correction_bias
         if config.n_group > 1:
             choice = self._within_groups(choice)
         choice = see(site.choice, choice)
@@ -154,7 +164,7 @@ class Single:
         weights = scores[experts]
         if config.norm_topk_prob:
             weights = weights / (weights.sum() + 1e-20)
-        return experts, see(site.weights, weights * config.routed_scaling_factor)
+        return experts, see(site.weights, weights * self._factors[router.layer])
 
     def _within_groups(self, choice: Array) -> Array:
         """Choice scores, −inf outside the `topk_group` best groups (sum of a group's best two)."""

@@ -7,7 +7,6 @@ the model sums them in a fixed order.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
@@ -106,10 +105,21 @@ class Lease:
 class Part(SimpleNamespace):
     """The tensors of one part."""
 
-    @cached_property
-    def arrays(self) -> SimpleNamespace:
-        """The same numbers as NumPy sees them, where they lie in CPU memory; made once."""
-        return SimpleNamespace(**{name: each.detach().numpy() for name, each in vars(self).items()})
+    __slots__ = ("mark",)  # not among its `vars`, which are the tensors
+    mark: object
+    """Another object after each assignment: whoever keeps what a tensor gave knows by it."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        super().__init__(**tensors)
+        super().__setattr__("mark", object())
+
+    def __setattr__(self, name: str, value: Tensor) -> None:
+        super().__setattr__(name, value)
+        super().__setattr__("mark", object())
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        super().__setattr__("mark", object())
 
 
 def namespace(tensors: dict[str, Tensor]) -> Weights:
