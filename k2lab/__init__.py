@@ -70,8 +70,8 @@ def open(path: str | Path) -> "Trace":  # noqa: A001 - k2lab.open is what it doe
 def resume(path: str | Path, *, lab: "Lab | None" = None, **given: "Unpack[Resumed]") -> "LabRun":
     """The run of a journal, gone on with where a crash, a kill or Stop interrupted it.
 
-    Without a lab, the checkpoint is loaded that the journal names. Tools of one's own, policies,
-    mandates and secrets are given again, as to `lab.run`.
+    Without a lab, the checkpoint is loaded that the journal names. Tools and a tap of one's own,
+    policies, mandates and secrets are given again, as to `lab.run`.
     """
     from k2lab.agent.journal import read
 

@@ -204,20 +204,23 @@ class Lab:
         *,
         tools: Sequence[Tool] | None = None,
         sampler: Sampler | None = None,
+        tap: Tap = untouched,
         **rules: Unpack[Limited],
     ) -> "LabRun":
         """The run of a journal, gone on with where it was interrupted.
 
-        What was decided and done is known from the journal; tools of one's own, policies, mandates
-        and secrets are given again, and so is a sampler of one's own; the draws go on where they
-        were.
+        What was decided and done is known from the journal, and so are edits and the capture level;
+        tools of one's own, policies, mandates and secrets are given again, and so are a sampler and
+        a tap of one's own; the draws go on where they were.
         """
         rules["journal"] = path
-        about = begun(Path(path), self, tools, rules)
+        about = begun(Path(path), self, tools, rules, tap)
         messages, most = about["messages"], about["max_tokens"]
         sampler = sampler or written(about["sampler"])
         recipe = self._recipe(messages, tools, sampler, max_tokens=most, rules=rules)
-        run = LabRun(self, replace(recipe, edits=())).begin(again=True)
+        edits, level = unique(about.get("edits", ())), Level.from_json(about.get("capture", {}))
+        recipe = replace(recipe, edits=edits, capture=level, tap=tap)
+        run = LabRun(self, recipe).begin(again=True)
         self.latest = run
         return run
 

@@ -24,8 +24,11 @@ from k2lab.agent.policy import Policies, Policy, user_text
 from k2lab.agent.terms import Approval, Guard, NoGuard, Request
 from k2lab.agent.tools import Tool, canonical_arguments
 from k2lab.agent.veil import Veil
+from k2lab.engine.edits import Edit, to_json, unique
 from k2lab.engine.sampling import Sampler, named
+from k2lab.engine.taps import untouched
 from k2lab.errors import InputError, JournalError, MissingError
+from k2lab.spec.sites import Tap
 
 if TYPE_CHECKING:
     from k2lab.lab import Lab
@@ -42,6 +45,9 @@ VALUES = frozenset({"enum", "const", "default"})
 
 OPTIONS = ("tools", "sampler", "max_tokens", "tap", "capture")
 """What a run is given beside its rules and its budget."""
+
+SHOWN = ("messages", "tools", "edits", "capture")
+"""What of a journal's first line may have secrets in it."""
 
 Approve = Callable[[Request], bool]
 """A person's decision as a function; only True is a yes."""
@@ -110,6 +116,7 @@ class Resumed(Limited, total=False):
 
     tools: Sequence[Tool] | None
     sampler: Sampler | None
+    tap: Tap
 
 
 def bound(given: Limited) -> tuple[Budget, Rules]:
@@ -202,11 +209,19 @@ def journal_of(
         tools=[{"name": each.name, "parameters": dict(each.parameters)} for each in tools],
         sampler=named(recipe.sampler),
         max_tokens=recipe.max_tokens,
+        edits=[to_json(each) for each in recipe.edits],
+        capture=recipe.capture.to_json(),
+        own_tap=recipe.tap is not untouched,
     )
 
 
-def begun(path: Path, lab: "Lab", tools: Sequence[Tool] | None, given: Given) -> Mapping[str, Any]:
-    """What the first line of a journal says, if it fits this lab and these tools."""
+def begun(
+    path: Path, lab: "Lab", tools: Sequence[Tool] | None, given: Given, tap: Tap
+) -> Mapping[str, Any]:
+    """What the first line of a journal says, if it fits this lab, these tools and this tap.
+
+    Older ones tell of no `edits`, `capture` and `own_tap`.
+    """
     if not path.exists():
         raise MissingError(
             f"There is no journal {path}.",
@@ -222,12 +237,30 @@ def begun(path: Path, lab: "Lab", tools: Sequence[Tool] | None, given: Given) ->
     if about["own_tools"] != (tools is None):
         own = "the lab's own tools" if about["own_tools"] else "tools of its own"
         raise _unfit(f"The run had {own}", "the same tools")
+    if about.get("own_tap", tap is not untouched) != (tap is not untouched):
+        if about["own_tap"]:
+            raise _unfit("The run had a tap, which a journal cannot hold", "the same one as `tap=`")
+        raise _unfit("The run had no tap", "none")
     veil = Veil(given.get("secrets", ()), about["run"])
-    named = {name: about[name] for name in ("messages", "tools")}
+    named = {name: about[name] for name in SHOWN if name in about}
     shown = json.loads(veil.show(json.dumps(named, ensure_ascii=False)))
+    if "edits" in shown:
+        _check_edits(unique(shown["edits"]), lab)
     there = with_memory(lab.tools if tools is None else tools, given.get("memory"))
     _check_tools({each["name"]: each["parameters"] for each in shown["tools"]}, there)
-    return {**about, "messages": shown["messages"]}
+    return {**about, **shown}
+
+
+def _check_edits(had: Sequence[Edit], lab: "Lab") -> None:
+    """Raise if an open `lab.edit` block has other edits than the run had."""
+    there = [to_json(each) for each in lab.edits]
+    if there and unique(there) != tuple(had):
+        raise JournalError(
+            f"The run had the edits {[to_json(each) for each in had]}, "
+            f"and the open `lab.edit` block has {there}.",
+            expected="the same edits, or no open block.",
+            mend="Resume it outside of the block: its own edits are in the journal.",
+        )
 
 
 def _check_tools(had: Mapping[str, Any], there: Sequence[Tool]) -> None:

@@ -20,9 +20,11 @@ from k2lab.agent.memory import Memory
 from k2lab.agent.policy import allow, allow_reading, deny
 from k2lab.agent.resume import UNKNOWN
 from k2lab.agent.tools import Tool, tool
+from k2lab.engine import capture
 from k2lab.engine.events import ApprovalGiven, Stopped, ToolAnswered
 from k2lab.engine.sampling import Sampler, anew, at, sampled, state_of
 from k2lab.engine.session import Halted
+from k2lab.engine.taps import edit, untouched
 from k2lab.errors import BusyError, InputError, JournalError, MissingError
 from k2lab.evals.puppet import calls
 from k2lab.lab import Lab
@@ -537,4 +539,75 @@ def test_a_turn_that_was_cut_is_drawn_on_without_naming_the_sampler_again(
     assert len(run.trace) < len(whole.trace)
     again = ended(k2lab.resume(path, lab=lab, tools=[]))
     assert again.recipe.sampler == sampler
+    assert again.trace.ids.tolist() == whole.trace.ids.tolist()
+
+
+ZEROED = {"do": "zero_heads", "layer": 1, "heads": [0, 1]}
+SWAPPED = {"do": "router", "layer": 2, "rule": "softmax", "segment": "answer"}
+
+
+def cut(lab: Lab, path: Path, **given: Any) -> LabRun:
+    """A run of 40 tokens at most whose budget ends it after 9."""
+    return ended(lab.run("Go.", tools=[], max_tokens=40, journal=path, budget=Budget(tokens=9),
+                         **given))  # fmt: skip
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_run_goes_on_with_its_edits_and_its_capture_level(
+    within: bool, lab: Lab, tmp_path: Path
+) -> None:
+    path, given = tmp_path / "run.journal", {"tools": [], "max_tokens": 40}
+    level = capture.scores(2).within(2**26)
+    plain = ended(lab.run("Go.", **given))
+    with lab.edit(ZEROED, SWAPPED):
+        whole = ended(lab.run("Go.", capture=level, **given))
+        run = cut(lab, path, capture=level)
+        again = ended(k2lab.resume(path, lab=lab, tools=[])) if within else run
+    with lab.edit(ZEROED), pytest.raises(JournalError, match=r"outside of the block"):
+        k2lab.resume(path, lab=lab, tools=[])
+    if not within:
+        again = ended(k2lab.resume(path, lab=lab, tools=[]))
+    assert again.recipe.edits == whole.recipe.edits and again.recipe.capture == level
+    assert again.trace.ids.tolist() == whole.trace.ids.tolist()
+    assert (again.trace.experts == whole.trace.experts).all()
+    read = min(len(plain.trace), len(whole.trace), run.turns[0])
+    assert (plain.trace.experts[:read] != whole.trace.experts[:read]).any(), "edits show"
+    assert again.trace.captured.stop == len(again.trace)
+    assert again.trace.facts.capture == str(level)
+
+
+def test_a_run_that_had_a_tap_goes_on_with_it_alone(lab: Lab, tmp_path: Path) -> None:
+    path, other = tmp_path / "run.journal", tmp_path / "other.journal"
+    tap = edit("layers.1.mlp.output", lab.config, lambda value: value * 0)
+    whole = ended(lab.run("Go.", tools=[], max_tokens=40, tap=tap))
+    cut(lab, path, tap=tap)
+    with pytest.raises(JournalError, match=r"had a tap.*the same one as `tap=`"):
+        k2lab.resume(path, lab=lab, tools=[])
+    again = ended(k2lab.resume(path, lab=lab, tools=[], tap=tap))
+    assert again.trace.ids.tolist() == whole.trace.ids.tolist()
+    assert (again.trace.experts == whole.trace.experts).all()
+    cut(lab, other)
+    with pytest.raises(JournalError, match="had no tap"):
+        k2lab.resume(other, lab=lab, tools=[], tap=tap)
+
+
+def test_a_journal_that_tells_of_no_edits_and_no_tap_is_gone_on_with_as_before(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, begin = tmp_path / "run.journal", Journal.begin.__func__  # type: ignore[attr-defined]
+
+    def as_before(
+        cls: Any, *given: Any, edits: Any, capture: Any, own_tap: Any, **more: Any
+    ) -> Journal:
+        made: Journal = begin(cls, *given, **more)
+        return made
+
+    monkeypatch.setattr(Journal, "begin", classmethod(as_before))
+    whole = ended(lab.run("Go.", tools=[], max_tokens=40))
+    cut(lab, path)
+    assert not {"edits", "capture", "own_tap"} & read(path)[0].facts.keys()
+    with lab.edit(ZEROED):
+        again = ended(k2lab.resume(path, lab=lab, tools=[], tap=lambda site, value: value))
+    assert (again.recipe.edits, again.recipe.capture) == ((), capture.ROUTE)
+    assert again.recipe.tap is not untouched
     assert again.trace.ids.tolist() == whole.trace.ids.tolist()

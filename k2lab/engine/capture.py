@@ -12,9 +12,10 @@ only, within a budget of bytes; `Dropped` events say what was given up. Not here
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,23 @@ class Level:
             residual=_joined(self.residual, other.residual),
             budget=max(self.budget, other.budget),
         )
+
+    @classmethod
+    def from_json(cls, source: Mapping[str, Any]) -> "Level":
+        """The level that JSON values describe; what they leave out is as in `route`."""
+        known = {each.name for each in fields(cls)}
+        if source.keys() - known:
+            raise InputError(
+                f"A capture level with {', '.join(sorted(source.keys() - known))}.",
+                expected=f"{', '.join(sorted(known))}.",
+                mend="read it with the version of k2lab that wrote it.",
+            )
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in source.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """The level as JSON values: numbers of layers and heads in lists, null for all of them."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
 
     def within(self, budget: int) -> "Level":
         """The same, with another budget of bytes."""

@@ -1,5 +1,6 @@
 """Capture levels: what they record, what they cost in bytes, and what they refuse."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -69,6 +70,17 @@ def test_levels_have_names_and_join() -> None:
     assert eval(repr(joined), {"Level": Level}) == joined
     with pytest.raises(InputError, match="'everything'"):
         level_of("everything")
+
+
+@pytest.mark.parametrize(
+    "level", [OFF, ROUTE, FULL, attention(3, heads=(0, 1)) | scores(), residual(2).within(2**30)]
+)
+def test_a_level_comes_back_from_its_json(level: Level) -> None:
+    text = json.dumps(level.to_json())
+    assert Level.from_json(json.loads(text)) == level
+    assert Level.from_json({}) == ROUTE
+    with pytest.raises(InputError, match="with depth"):
+        Level.from_json({"depth": 3})
 
 
 def test_off_records_nothing_and_route_only_routes(model: K2, tiny_tokenizer: Tokenizer) -> None:
