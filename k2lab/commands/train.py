@@ -59,7 +59,7 @@ def _train(options: Options) -> int:
 def _finish(training: "Training", options: Options) -> None:
     """Write the trained model, measure it, write its card."""
     import k2lab
-    from k2lab.evals import experts, microworld
+    from k2lab.evals import experts, limits, microworld
     from k2lab.train.card import Measured, write_card
 
     if options.rl:
@@ -77,7 +77,8 @@ def _finish(training: "Training", options: Options) -> None:
         uses = experts.uses(lab, lab.about, options.experts, CARD_SEED)
         used = experts.report(uses, lab.about, CARD_SEED)
         show(used, options)
-    write_card(training, Measured(report, chains, CALLS, used), options.out)
+    measured = Measured(report, chains, CALLS, used, limits.answers(lab))
+    write_card(training, measured, options.out)
 
 
 def _reinforce(training: "Training", options: Options) -> None:

@@ -4,13 +4,14 @@ Beside it lies `training.svg`, its picture.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from k2lab.evals.experts import ExpertReport
+from k2lab.evals.limits import BEYOND, KNOWN, OTHER
 from k2lab.evals.microworld import Report
 from k2lab.evals.stats import Share
 from k2lab.model.export import sha256, write_sums
@@ -33,6 +34,7 @@ class Measured:
     chains: Report | None = None  # queues of many calls in one conversation
     calls: int = 0  # numbers in each of those
     experts: ExpertReport | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)  # to the questions of `limits.py`
 
 
 def write_card(training: Training, measured: Measured, folder: Path) -> None:
@@ -47,7 +49,13 @@ def card(training: Training, measured: Measured, folder: Path) -> str:
     """The text of the card for the finished model in `folder`."""
     return "\n".join(
         line
-        for part in (_about(training), _made(training), _able(measured), _files(folder))
+        for part in (
+            _about(training),
+            _made(training),
+            _able(measured),
+            _ends(measured.answers),
+            _files(folder),
+        )
         for line in part
     )
 
@@ -182,6 +190,40 @@ permutation test over tasks, at 5 % for all pairs together.
 | pairs that differ in one of the comparisons below | {found.differing_in_any:.1%} |"""
     for name, phase in found.phases.items():
         yield f"| {name}, {phase.tasks} tasks | {phase.share:.1%} |"
+
+
+def _ends(answers: Mapping[str, str]) -> Iterator[str]:
+    """What training showed of each family, and what is answered a step beyond."""
+    yield f"""
+## What it knows and where it ends
+
+What training showed of each family, and one question of it. `{"`, `".join(OTHER)}` need more than
+a question: a tool that fails, a tool whose text gives orders, or a system message
+(`You are the planner.`, `You are the worker.`).
+
+| family | what training showed | a question of it | its answer |
+|---|---|---|---|"""
+    for each in KNOWN:
+        yield (
+            f"| {each.family} | {each.shown} | {each.question} "
+            f"| {_cell(answers.get(each.question, ''))} |"
+        )
+    if not answers:
+        return
+    yield """
+**It does not notice where its world ends.** A question about another world is refused; one that
+only looks like those it knows is answered as if it were one of them, and often wrong. These are a
+step beyond, with its answers in the lab's own world:
+
+| question | what training never showed | its answer |
+|---|---|---|"""
+    for question, beyond in BEYOND.items():
+        yield f"| {question} | {beyond} | {_cell(answers[question])} |"
+
+
+def _cell(text: str) -> str:
+    """Text of a model as one cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
+import k2lab
 from k2lab.evals.experts import ExpertReport, PhaseUse
+from k2lab.evals.limits import BEYOND, KNOWN, answers
 from k2lab.evals.microworld import Report
 from k2lab.evals.stats import share
 from k2lab.model.export import SUMS, write_checkpoint
+from k2lab.paths import asset
 from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data
-from k2lab.train.card import CARD, PICTURE, Measured, write_card
+from k2lab.train.card import CARD, PICTURE, Measured, card, write_card
 from k2lab.train.plan import Plan
 from k2lab.train.sft import Training
 
@@ -40,6 +43,10 @@ EXPERTS = ExpertReport(
 )
 
 
+ANSWERS = {question: f"an answer | {k}" for k, question in enumerate(BEYOND)}
+ANSWERS |= {each.question: f"known {each.family}" for each in KNOWN}
+
+
 @pytest.fixture
 def written(
     tiny_config: Callable[..., K2Config],
@@ -61,7 +68,7 @@ def written(
     folder = tmp_path / "out"
     folder.mkdir()
     write_checkpoint(folder, config, training.store.export())
-    write_card(training, Measured(REPORT, REPORT, 300, EXPERTS), folder)
+    write_card(training, Measured(REPORT, REPORT, 300, EXPERTS, ANSWERS), folder)
     return training, folder
 
 
@@ -78,3 +85,28 @@ def test_the_card_says_what_was_measured(written: tuple[Training, Path]) -> None
     assert (folder / PICTURE).read_text().startswith("<?xml")
     sums = (folder / SUMS).read_text()
     assert all(name in sums for name in (CARD, PICTURE, "training.json", "model.safetensors"))
+
+
+def test_the_card_says_where_the_model_ends(written: tuple[Training, Path]) -> None:
+    training, folder = written
+    text = (folder / CARD).read_text()
+    for each in KNOWN:
+        assert f"| {each.question} | known {each.family} |" in text
+    for k, (question, never) in enumerate(BEYOND.items()):
+        assert f"| {question} | {never} | an answer \\| {k} |" in text
+    silent = card(training, Measured(REPORT), folder)
+    assert all(each.shown in silent for each in KNOWN)
+    assert "does not notice" not in silent  # nobody asked
+
+
+def test_the_shipped_card_quotes_what_k2_nano_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = asset("k2-nano")
+    if not list(folder.glob("model*.safetensors")):
+        pytest.skip("K2-nano's weights are not in this checkout")
+    text = (folder / CARD).read_text()
+    asked = dict(list(BEYOND.items())[:2])
+    monkeypatch.setattr("k2lab.evals.limits.KNOWN", KNOWN[:2])
+    monkeypatch.setattr("k2lab.evals.limits.BEYOND", asked)
+    for question, answer in answers(k2lab.load()).items():
+        assert f"| {question} |" in text
+        assert f"| {answer} |" in text
