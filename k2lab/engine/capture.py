@@ -102,7 +102,10 @@ class Level:
                 expected=f"{', '.join(sorted(known))}.",
                 mend="read it with the version of k2lab that wrote it.",
             )
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in source.items()})
+        read: dict[str, Any] = {}
+        for name, value in source.items():
+            read[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**read)
 
     def to_json(self) -> dict[str, Any]:
         """The level as JSON values: numbers of layers and heads in lists, null for all of them."""
