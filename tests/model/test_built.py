@@ -1,6 +1,8 @@
 """Whatever somebody changes in a network, each token is computed by what is there then."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -251,3 +253,19 @@ def test_two_runs_at_once_each_follow_the_weights(model: K2) -> None:
     with torch.inference_mode():
         near(*(torch.from_numpy(s(7, c, untouched)) for s, c in ((first, one), (second, other))))
     assert first._picture.holds() and second._picture.holds()
+
+
+def test_a_method_replaced_before_anything_was_loaded_is_known_too() -> None:
+    code = """
+import functools
+from k2lab.model.k2 import Router
+@functools.wraps(Router.__call__)
+def other(self, x, step, call=Router.__call__):
+    experts, weights = call(self, x, step)
+    return experts, weights * 0
+Router.__call__ = other
+from k2lab.model import built
+print(built._untouched())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
