@@ -46,6 +46,8 @@ class Recipe:
         told = self.conversation
         if not isinstance(told, Sequence) or isinstance(told, bytes):
             raise _unfit("The conversation", told, "a question, or a list of messages")
+        if not (told.strip() if isinstance(told, str) else told):
+            raise _unfit("The conversation", told, "a question with words, or messages")
         if not callable(self.sampler):
             raise _unfit("The sampler", self.sampler, "one of k2lab.engine.sampling, or a function")
         if not callable(self.tap):

@@ -67,7 +67,7 @@ def test_what_was_captured_is_captured_again() -> None:
     assert eval(repr(level), {"Level": Level}) == level
 
 
-@given(st.text())
+@given(st.text().filter(str.strip))
 def test_any_question_stays_one_string(question: str) -> None:
     (call,) = [
         node
@@ -101,3 +101,9 @@ def test_messages_and_tools_of_ones_own_are_written_out() -> None:
 def test_what_is_not_data_cannot_be_written(source: Source, changes: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         cell([recipe(**changes)], source)
+
+
+@pytest.mark.parametrize("conversation", ["", "  \n", []])
+def test_a_run_is_asked_something(conversation: Any) -> None:
+    with pytest.raises(InputError, match="The conversation is"):
+        recipe(conversation=conversation)
