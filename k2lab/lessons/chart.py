@@ -141,7 +141,11 @@ class Heat(Chart):
 
 @dataclass(frozen=True, slots=True)
 class Effects(Chart):
-    """Treatment and controls of an experiment, with the interval of their difference."""
+    """Treatment and controls of an experiment, with the interval of their difference.
+
+    The interval stands at the end of the treatment's bar, so a difference of zero is the control's
+    value: the dashed line. It is thick where it leaves that out.
+    """
 
     found: Experiment
 
@@ -162,7 +166,7 @@ class Effects(Chart):
         figure = make_subplots(cols=len(shown), subplot_titles=titles)
         for place, each in enumerate(shown, start=1):
             ends = {"array": [0, each.high - each.difference]}
-            ends |= {"arrayminus": [0, each.difference - each.low]}
+            ends |= {"arrayminus": [0, each.difference - each.low], "thickness": _weight(each)}
             bars = Bar(
                 x=[each.control, each.treatment],
                 y=["control", "treatment"],
@@ -171,6 +175,9 @@ class Effects(Chart):
                 error_x={"type": "data", "symmetric": False, **ends},
             )
             figure.add_trace(bars, row=1, col=place)
+            figure.add_vline(
+                each.control, row=1, col=place, line_dash="dash", line_color=COLOURS[0]
+            )
         figure = _framed(figure, Axis(title=""), Axis(title=""))
         figure.update_layout(height=220, showlegend=False)
         figure.update_yaxes(type="category")
@@ -185,9 +192,16 @@ class Effects(Chart):
             values = [each.control, each.treatment]
             axes.barh(["control", "treatment"], values, color=COLOURS[:2])
             ends = [[each.difference - each.low], [each.high - each.difference]]
-            axes.errorbar(each.treatment, 1, xerr=ends, color="black", capsize=4)
+            axes.errorbar(each.treatment, 1, xerr=ends, color="black", capsize=4, lw=_weight(each))
+            axes.axvline(each.control, color=COLOURS[0], linestyle="--")
+            axes.locator_params(axis="x", nbins=5)
             axes.set_title(f"{UNITS[each.measure]}: p = {each.p:.2f}", size=9)
         return png(figure)
+
+
+def _weight(effect: Effect) -> float:
+    """Width of an interval's line: thick where it leaves out a difference of zero."""
+    return 1.0 if effect.low <= 0 <= effect.high else 3.0
 
 
 def _look(place: int) -> tuple[str, str]:

@@ -102,3 +102,14 @@ def test_effects_keep_both_measures_and_the_interval() -> None:
     assert [list(bars.x) for bars in figure.data] == [[1.0, 2.0], [0.1, 0.2]]
     assert list(figure.data[0].error_x.array) == [0, 0.5]
     assert list(figure.data[0].error_x.arrayminus) == [0, 1.5]
+
+
+def test_the_interval_is_to_be_compared_with_the_controls_value() -> None:
+    figure = EFFECTS.plotly()
+    dashed = [each for each in figure.layout.shapes if each.line.dash == "dash"]
+    assert [(each.x0, each.x1, each.xref) for each in dashed] == [(1, 1, "x"), (0.1, 0.1, "x2")]
+    for bars, line, zero_is_out in zip(figure.data, dashed, (False, True), strict=True):
+        treatment, reach = bars.x[1], bars.error_x
+        low, high = treatment - reach.arrayminus[1], treatment + reach.array[1]
+        assert (not low <= line.x0 <= high) == zero_is_out
+        assert reach.thickness == (3 if zero_is_out else 1)
