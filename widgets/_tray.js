@@ -126,13 +126,13 @@ export function tray(store, signal, whom = expertOf(store)) {
     const can = store.can("treat");
     if (waiting && store.outcome?.action === "treat") waiting = false;
     run.disabled = !all.length || !can || store.busy || waiting;
-    run.title = can ? "Runs the edits, and random experts of equal load as control; reports the difference" : "Only a live lab can run this; Copy as code gives the cell";
+    run.title = can ? "Runs the edits, and as control random experts of nearly the same load; reports the difference" : "Only a live lab can run this; Copy as code gives the cell";
     setText(run, waiting ? "Running control + treatment …" : "Run control + treatment");
     copy.disabled = empty.disabled = !all.length;
     const mine = store.outcome?.action === "treat" || store.outcome?.error ? store.outcome : null;
     if (told !== mine) {
       told = mine;
-      report.replaceChildren(...(mine?.report ? [table(`${mine.report.controls.length} controls of equal load, ${mine.report.tokens} tokens, seed ${mine.report.seed}. ${mine.text}`, ["measure", "treatment", "control", "difference", "95 % interval", "p"], reportRows(mine.report))] : [outcomeWords(mine)]));
+      report.replaceChildren(...(mine?.report ? [table(`${mine.report.controls.length} controls, ${mine.report.tokens} tokens, seed ${mine.report.seed}. ${mine.text}`, ["measure", "treatment", "control", "difference", "95 % interval", "p"], reportRows(mine.report))] : [outcomeWords(mine)]));
     }
     const text = JSON.stringify(all);
     if (text === written) return;

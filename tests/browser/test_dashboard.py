@@ -58,7 +58,7 @@ def test_a_live_dashboard_branches_edits_and_writes_files(
     person.until("document.querySelectorAll('.k2-pane .k2-parts').length === 2")
     person.picture("dashboard-compare")
 
-    # An edit from the keyboard, and what it does beside random experts of equal load.
+    # An edit from the keyboard, and what it does beside random experts.
     window.get_by_role("tab", name="Routing", exact=True).click()
     window.get_by_role("grid", name="Chosen experts of one token").focus()
     person.press("ArrowRight", "Enter")
