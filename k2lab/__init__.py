@@ -42,22 +42,30 @@ def load(
     texts such as "20GiB": of the device for all weights on it, and of host memory for experts that
     are kept on their way to it. `unit` is what comes and goes, an expert or a layer.
     """
+    from k2lab.errors import InputError
     from k2lab.lab import Lab
     from k2lab.model.load import Places
     from k2lab.paths import asset
 
     folder = Path(path) if path is not None else asset("k2-nano")
-    if not isinstance(placement, str):
-        return Lab.open(folder, placement)
+    named: Placement = placement if isinstance(placement, str) else "auto"
     places = Places(
-        placement=placement,
+        placement=named,
         device=device,
         device_budget=device_budget,
         host_budget=host_budget,
         unit=unit,
         prefetch=prefetch,
     )
-    return Lab.open(folder, placement if places == Places(placement=placement) else places)
+    if places == Places(placement=named):
+        return Lab.open(folder, placement)
+    if not isinstance(placement, str):
+        raise InputError(
+            "Devices or budgets beside a store that is made already.",
+            expected="a placement by its name, or a store alone.",
+            mend="Make the store with them, or leave them out.",
+        )
+    return Lab.open(folder, places)
 
 
 def open(path: str | Path) -> "Trace":  # noqa: A001 - k2lab.open is what it does

@@ -297,3 +297,10 @@ def test_load_takes_all_options(folder: Path) -> None:
     store = lab.model.store
     assert isinstance(store, Tiered)
     assert (store.offload.unit, store.offload.host_budget) == ("layer", 50_000)
+
+
+def test_options_beside_a_store_are_refused(folder: Path) -> None:
+    store = k2lab.load(folder, "tiered").model.store
+    assert k2lab.load(folder, store).model.store is store
+    with pytest.raises(InputError, match="store that is made already"):
+        k2lab.load(folder, store, device_budget="1MB")
