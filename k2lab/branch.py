@@ -6,10 +6,12 @@ asked for by its id or its name can be a special one.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from k2lab.agent.tools import Tool, call
+from k2lab.engine.edits import whole
 from k2lab.engine.events import KINDS, Captured, Event, PromptRead, Routed
 from k2lab.engine.experiment import Subject
 from k2lab.engine.generate import KindTracker, Prompt, check_ids
@@ -23,11 +25,17 @@ Token = int | str | Sequence[int]
 """An id, the text of one token (a special one's name too), or several ids."""
 
 
+def place_of(trace: Trace, at: int) -> int:
+    """The index at which a run is to branch, as Python's own number."""
+    length, place = len(trace), whole(at)
+    if place is None or not 0 <= place <= length:
+        raise _nowhere(f"A branch at {at!r:.80} of a run of {length} tokens")
+    return place
+
+
 def turn_of(trace: Trace, turns: Sequence[int], stops: Sequence[int], at: int) -> int:
     """The beginning of the model's turn in which a run may branch at this index."""
     length = len(trace)
-    if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= length:
-        raise _nowhere(f"A branch at {at!r} of a run of {length} tokens")
     start = max((turn for turn in turns if turn <= at), default=None)
     if start is None:
         raise _nowhere(f"A branch at {at}, inside the prompt")
@@ -109,6 +117,8 @@ def given_ids(
     if token is not None and text is not None:
         raise _unclear("Both a token and a text were given", "one of them")
     if text is not None:
+        if not isinstance(text, str):
+            raise _unclear(f"A branch with the text {text!r:.40}", "a text in quotes")
         what, ids = f"the text {text[:40]!r}", tokenizer.encode(text)  # never a special token
     else:
         assert token is not None
@@ -131,12 +141,14 @@ def _ids_of(token: Token, tokenizer: Tokenizer) -> list[int]:
                 "the text of one token; give longer texts as `text=`",
             )
         return ids
-    ids = list(token) if isinstance(token, list | tuple) else [token]  # type: ignore[list-item]
-    if any(isinstance(each, bool) or not isinstance(each, int) for each in ids):
+    several = whole(token) is None and hasattr(token, "__len__")
+    given: Sequence[Any] = token if several else [token]  # type: ignore[assignment]
+    found = [number for each in given if (number := whole(each)) is not None]
+    if len(found) < len(given):
         raise _unclear(
             f"A branch with the token {str(token)[:40]}", "an id, a text, or a list of ids"
         )
-    return ids
+    return found
 
 
 def _nowhere(found: str) -> InputError:

@@ -24,7 +24,17 @@ from k2lab.agent.loop import Mind, Place, carry_on, opening
 from k2lab.agent.resume import stand, tell_again
 from k2lab.agent.terms import Approver, NoWitness, Request, Terms, nobody
 from k2lab.agent.tools import Tool, call
-from k2lab.branch import Token, again, ask_again, beyond, given_ids, given_in, subject_of, turn_of
+from k2lab.branch import (
+    Token,
+    again,
+    ask_again,
+    beyond,
+    given_ids,
+    given_in,
+    place_of,
+    subject_of,
+    turn_of,
+)
 from k2lab.engine.edits import Edit, Json, unique
 from k2lab.engine.events import Event, PromptRead, TokenChosen
 from k2lab.engine.experiment import Experiment, experiment
@@ -202,6 +212,7 @@ class LabRun(Run, Shown):
                 expected="a run that has ended, to branch off.",
                 mend="Wait for it with `run.wait()`, or stop it with `run.stop()`.",
             )
+        at = place_of(self.trace, at)
         turn_of(self.trace, self.turns, self.lab.config.stop_ids, at)
         chosen = (*self.recipe.edits, *self.lab.edits) if edits is None else edits
         recipe = replace(

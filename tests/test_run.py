@@ -325,6 +325,7 @@ def test_inside_a_result_and_after_the_end_there_is_no_branch(run: LabRun) -> No
         {"token": "two"},  # three tokens of a vocabulary of bytes
         {"token": [258, 65]},  # goes on after the end of a turn
         {"text": ""},
+        {"text": 5},
         {"token": 65, "text": "A"},
         {"text": "A", "max_tokens": 0},
         {"text": "A", "edits": [{"do": "zero", "layer": 0, "experts": [1]}]},
@@ -336,6 +337,13 @@ def test_nonsense_in_a_branch_is_refused(given: Any, run: LabRun) -> None:
         run.branch(found(run, "once"), **given)
     assert run.children == []
     assert ended(run.branch(found(run, "once"), token=65, max_tokens=2)).done  # nothing is stuck
+
+
+def test_numbers_of_numpy_say_where_and_with_what_a_run_branches(run: LabRun) -> None:
+    at = found(run, "once")
+    for token in (np.uint32(65), np.array([65], np.int64)):
+        branch = ended(run.branch(np.int64(at), token=token, max_tokens=2))  # type: ignore[arg-type]
+        assert branch.recipe.given == (65,) and type(branch.recipe.at) is int
 
 
 def test_a_run_that_goes_on_has_no_branches_yet(lab: Lab, run: LabRun) -> None:

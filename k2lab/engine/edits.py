@@ -196,7 +196,7 @@ def _given(how: How, key: str) -> Any:
 def _value(name: str, value: object) -> Any:
     """One value of an edit as its field wants it."""
     value, wholes = _plain(value), _wholes(value)
-    if name == "layer" and (number := _whole(value)) is not None:
+    if name == "layer" and (number := whole(value)) is not None:
         return number
     if name in ("experts", "heads") and wholes:
         return tuple(dict.fromkeys(wholes))
@@ -228,7 +228,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
     """The number, where it is a whole one: not True, and not 1.0."""
     value = _plain(value)
     try:
@@ -242,7 +242,7 @@ def _wholes(value: object) -> tuple[int, ...]:
     value = _plain(value)
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
         return ()
-    found = tuple(_whole(each) for each in value)
+    found = tuple(whole(each) for each in value)
     return () if None in found else found  # type: ignore[return-value]
 
 
