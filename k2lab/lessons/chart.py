@@ -165,7 +165,7 @@ class Effects(Chart):
         titles = [f"{UNITS[each.measure]}: p = {each.p:.2f}" for each in shown]
         figure = make_subplots(cols=len(shown), subplot_titles=titles)
         for place, each in enumerate(shown, start=1):
-            ends = {"array": [0, each.high - each.difference]}
+            ends: dict[str, Any] = {"array": [0, each.high - each.difference]}
             ends |= {"arrayminus": [0, each.difference - each.low], "thickness": _weight(each)}
             bars = Bar(
                 x=[each.control, each.treatment],
