@@ -161,10 +161,11 @@ def generate(
 
 def reader(model: K2) -> Callable[[Sequence[int], LatentCache, Tap], Tensor]:
     """What computes the logits [vocab] after the last of some tokens that follow a cache."""
-    single = Single(model) if small(model) and Single.fits(model) else None
+    single = Single(model) if small(model) else None
+    fits = single is not None and single.fits
 
     def read(ids: Sequence[int], cache: LatentCache, tap: Tap) -> Tensor:
-        if single is not None and len(ids) == 1:
+        if single is not None and fits and len(ids) == 1:
             with numpy_alone:
                 return torch.from_numpy(single(ids[0], cache, tap))
         step = model.step(len(ids), cache=cache, tap=tap)

@@ -38,10 +38,10 @@ class Single:
         self._model = model
         self._look()
 
-    @staticmethod
-    def fits(model: K2) -> bool:
+    @property
+    def fits(self) -> bool:
         """Whether it is the network of `k2.py`, nothing replaced, in float32 on a CPU."""
-        return Picture(model).plain
+        return self._picture.plain
 
     def __call__(self, token: int, cache: LatentCache, tap: Tap) -> Array:
         """Logits of the token after this one [vocab]; the cache remembers this one.

@@ -209,12 +209,12 @@ def test_other_weights_are_still_computed_in_numpy(
     monkeypatch.setattr(Single, "_readable", None)
     with torch.inference_mode():
         single(7, prefixed(model), untouched)
-    assert Single.fits(model)
+    assert Single(model).fits
 
 
 def test_weights_in_another_dtype_are_left_to_the_readable_network(model: K2) -> None:
     held(model).lm_head = held(model).lm_head.bfloat16()
-    assert not Single.fits(model)
+    assert not Single(model).fits
 
 
 def test_autocast_and_a_cache_of_somebody_elses_are_left_to_the_readable_network(
@@ -225,9 +225,9 @@ def test_autocast_and_a_cache_of_somebody_elses_are_left_to_the_readable_network
             return super().append(layer, memory.round(decimals=1))
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not Single.fits(model)
+        assert not Single(model).fits
     single = Single(model)
-    assert Single.fits(model)
+    assert Single(model).fits
     with torch.inference_mode():
         one, other = Coarse(model.config), Coarse(model.config)
         for token in PREFIX:
@@ -237,7 +237,7 @@ def test_autocast_and_a_cache_of_somebody_elses_are_left_to_the_readable_network
 
 def test_the_shipped_model_is_computed_in_numpy(monkeypatch: Patch) -> None:
     lab = k2lab.load()
-    assert Single.fits(lab.model)
+    assert Single(lab.model).fits
     single, cache = Single(lab.model), LatentCache(lab.config)
     monkeypatch.setattr(Single, "_readable", None)
     monkeypatch.setattr(built, "AGAIN", 0)

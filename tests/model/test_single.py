@@ -89,7 +89,7 @@ def test_every_site_has_the_values_of_the_readable_network(
     changes: dict[str, Any], tiny_config: Configs, tiny_model: Models
 ) -> None:
     model = tiny_model(tiny_config(**changes))
-    assert Single.fits(model)
+    assert Single(model).fits
     cache = prefixed(model)
     twin = cache.fork()
     for token in (7, 61, 7, 200):
@@ -250,12 +250,12 @@ def test_only_the_networks_own_parts_in_float32_on_a_cpu(
         pass
 
     model = tiny_model(config)
-    assert Single.fits(model)
-    assert not Single.fits(Wider(config, model.store))
-    assert not Single.fits(tiny_model(config, dtype=torch.bfloat16))
-    assert not Single.fits(K2(config, Meta(config)))
+    assert Single(model).fits
+    assert not Single(Wider(config, model.store)).fits
+    assert not Single(tiny_model(config, dtype=torch.bfloat16)).fits
+    assert not Single(K2(config, Meta(config))).fits
     model.layers[1].mlp.router = Other(config, 1, model.store)
-    assert not Single.fits(model)
+    assert not Single(model).fits
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_k2_nano_says_the_same_with_edits_and_without(
     with monkeypatch.context() as patched:
         patched.setattr(Single, "__call__", counted)
         fast = told()
-    monkeypatch.setattr(Single, "fits", lambda _: False)
+    monkeypatch.setattr(Single, "fits", property(lambda _: False))
     slow = told()
     mine, its = ([e for e in run if isinstance(e, TokenChosen)] for run in (fast, slow))
     assert calls == [e.id for e in mine] == [e.id for e in its]
