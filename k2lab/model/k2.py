@@ -46,7 +46,9 @@ class Step:
     """What one forward needs besides its tokens."""
 
     rotation: Tensor  # e^{ipω}, complex [token, 1, rope / 2]: the same for all heads
-    mask: Tensor | None  # −inf where a token may not look, float32 [token, source]; None: no limit
+    # −inf where a token may not look, float32 [token, source]; None: one token, which may look at
+    # all, or a text that is fused from its start, where the kernel keeps the order.
+    mask: Tensor | None
     cache: LatentCache | None
     tap: Tap
     form: Form
@@ -145,8 +147,9 @@ class MLA:
         query, key, value = (each.transpose(1, 2) for each in written)
         # The kernel wants values as wide as keys; what is added is zero and is cut off again.
         value = F.pad(value, (0, key.shape[-1] - value.shape[-1]))
+        causal = step.mask is None and query.shape[2] == key.shape[2]
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=step.mask, scale=self.scale.item()
+            query, key, value, attn_mask=step.mask, is_causal=causal, scale=self.scale.item()
         )
         return mixed.transpose(1, 2)[..., : self.config.v_head_dim]
 
@@ -310,7 +313,7 @@ class K2:
             start = cache.length
         stop, device = start + tokens, self.device
         mask = None
-        if tokens > 1:  # one token may look at everything that is remembered
+        if tokens > 1 and not (form == "fused" and start == 0):
             positions = torch.arange(start, stop, device=device)
             hidden = torch.arange(stop, device=device)[None, :] > positions[:, None]
             mask = torch.zeros(hidden.shape, device=device).masked_fill(hidden, float("-inf"))

@@ -27,7 +27,7 @@ PLAN = Plan(
     ends=(9114, 9960, 10260, 10340, 10420),
     reach=K2_NANO.max_position_embeddings,
     reach_from=0.0,
-    chains_from=0.5,
+    chains_from=0.75,
 )
 """From nothing to the whole microworld; chains of 300 calls need positions up to the context.
 

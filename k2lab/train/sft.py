@@ -36,7 +36,7 @@ from k2lab.train.plan import Plan
 from k2lab.train.store import Trainable
 
 LOG = 20  # steps between two progress reports
-LONG = 1024  # tokens that are only read: more of them go without gradients, so many at a time
+LONG = 1024  # tokens; more that are only read go without gradients, texts of more are fused
 TURNS = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>")  # tokens that begin a turn
 
 
@@ -275,13 +275,14 @@ class Training:
         if places is None:
             places = torch.arange(inputs.shape[1]).repeat(len(inputs), 1)
         parts = stretches(mask.any(0))
-        cache = LatentCache(self.config, batch=len(inputs)) if parts[-1].start else None
+        read = slice(parts[-1].start)
+        cache = self._read(inputs[:, read], places[:, read]) if read.stop else None
         for now in parts:
-            if cache is not None:
-                self._read(inputs[:, : now.start], places, cache)
             # A fork takes what is learned: gradients do not reach back into what was read.
-            fork = None if cache is None else cache.fork()
-            step = self._step(places[:, now], fork, learned.tap)
+            before = None if cache is None else cache.fork()
+            if before is not None:
+                before.truncate(now.start)
+            step = self._step(places[:, now], before, learned.tap)
             here = mask[:, now]
             logits = self.model.logits(self.model.hidden(inputs[:, now], step)[here], step)
             loss = F.cross_entropy(logits, targets[:, now][here], reduction="sum") / said
@@ -289,21 +290,23 @@ class Training:
         return learned
 
     @torch.no_grad()
-    def _read(self, ids: Tensor, places: Tensor, cache: LatentCache) -> None:
-        """Remember all of `ids` [row, token] that the cache does not hold yet."""
-        for start in range(cache.length, ids.shape[1], LONG):
-            part = slice(start, min(start + LONG, ids.shape[1]))
-            self.model.hidden(ids[:, part], self._step(places[:, part], cache, untouched))
+    def _read(self, ids: Tensor, places: Tensor) -> LatentCache:
+        """What is remembered of `ids` [row, token]."""
+        cache = LatentCache(self.config, batch=len(ids))
+        self.model.hidden(ids, self._step(places, cache, untouched))
+        return cache
 
     def _step(self, places: Tensor, cache: LatentCache | None, tap: Tap) -> Step:
         """A step of tokens at these positions [row, token].
 
-        Far into a long text attention is fused, which takes less than half the time (measured);
-        largest logits are watched in the rest.
+        In a long text attention is fused, which takes a third of the time (measured); largest
+        logits are watched in the rest.
         """
         table = self.model.rotary(0, int(places.max()) + 1, self.model.device)
-        form: Form = "fused" if cache is not None and cache.length >= LONG else "expanded"
-        step = self.model.step(places.shape[1], cache=cache, tap=tap, form=form)
+        tokens = places.shape[1]
+        long = tokens + (0 if cache is None else cache.length) > LONG
+        form: Form = "fused" if long else "expanded"
+        step = self.model.step(tokens, cache=cache, tap=tap, form=form)
         return replace(step, rotation=table[places])
 
 

@@ -302,8 +302,39 @@ def test_stretches_far_apart_are_each_learned_after_all_that_stands_before(
     torch.testing.assert_close(parts.gradients[head], whole.gradients[head], rtol=1e-4, atol=1e-6)
     tokens = (first.stop - first.start) + (second.stop - second.start)
     assert int(parts.load[1].sum()) == tokens * config.num_experts_per_tok
+    assert parts.largest[0].eq(0).all()  # both are fused: nobody sees their logits
+
+
+def test_logits_are_watched_in_texts_that_are_not_long(
+    config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, batch = Training(config, tiny_tokenizer, PLAN), _queue(tiny_tokenizer)
+    size = batch.ids.shape[1]
+    batch.said[:, 120 : size - 60] = False
+    monkeypatch.setattr(sft, "LONG", 10**6)
+    whole = training.learn(batch, 1)
+    monkeypatch.setattr(sft, "LONG", 120)
+    first, second = sft.stretches(batch.said[:, 1:].any(0))
+    assert first.stop <= 120 < second.start
+    parts = training.learn(batch, 1)
     assert parts.largest[0].gt(0).all()  # of the first stretch: the second is fused
     assert (parts.largest[0] <= whole.largest[0] + 1e-4).all()
+
+
+def test_a_long_text_is_learned_as_a_short_one(
+    config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, batch = Training(config, tiny_tokenizer, PLAN), _queue(tiny_tokenizer)
+    said = int(batch.said.sum())
+    places = torch.arange(batch.ids.shape[1] - 1)[None] * 3
+    monkeypatch.setattr(sft, "LONG", 10**6)
+    plain = training.learn(batch, said, places)
+    monkeypatch.setattr(sft, "LONG", batch.ids.shape[1] - 2)
+    fused = training.learn(batch, said, places)
+    assert fused.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert fused.largest[0].eq(0).all() and plain.largest[0].gt(0).all()
+    for mine, other in zip(fused.gradients, plain.gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
 
 
 def test_experts_are_int4_in_the_decay(
