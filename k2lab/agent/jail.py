@@ -6,7 +6,7 @@ its input, tells on descriptor 3 what it reached, and then is replaced by a fres
     new user, network, mount, pid, ipc and uts namespaces, no root in any of them;
     a file system of its own, with the interpreter and the system's libraries read-only;
     resource limits; no new privileges; and a system call filter, against processes of its own,
-    further namespaces, mounts, tracing and leaving the process group.
+    further namespaces, mounts, sockets, tracing and leaving the process group.
 
 Linux, x86-64 and AArch64. Elsewhere only the limits are reached, and said so.
 Source: namespaces(7), mount_namespaces(7), seccomp(2), linux/seccomp.h, linux/filter.h.
@@ -37,18 +37,18 @@ MACHINES = {
     "x86_64": (
         0xC000003E, 56,
         (57, 58, 272, 308, 165, 166, 155, 101, 310, 311, 321, 298, 250, 248, 249, 323, 175, 313,
-         246, 112, 109, 157, 304),
+         246, 112, 109, 157, 304, 41),
     ),
     "aarch64": (
         0xC00000B7, 220,
         (97, 268, 40, 39, 41, 117, 270, 271, 280, 241, 219, 217, 218, 282, 105, 273, 104, 157, 154,
-         167, 265),
+         167, 265, 198),
     ),
 }  # fmt: skip
 """By machine: its audit number, `clone`, and what is refused: fork, vfork, unshare, setns, mount,
 umount2, pivot_root, ptrace, process_vm_readv and _writev, bpf, perf_event_open, keyctl, add_key,
 request_key, userfaultfd, init_module, finit_module, kexec_load, setsid, setpgid, prctl,
-open_by_handle_at."""
+open_by_handle_at, socket (a network namespace does not hold vsock, which speaks to the host)."""
 
 EVERYWHERE = (425, 428, 429, 430, 431, 432, 433, 442)
 """Refused, with the same number on all machines: io_uring_setup and the newer calls for mounts."""

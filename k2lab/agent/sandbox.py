@@ -32,6 +32,7 @@ MEMORY = 512 * 2**20  # bytes of address space
 OUTPUT = 16_384  # bytes that are read; with more the code is ended
 JAIL = Path(__file__).with_name("jail.py")
 START = 10.0  # seconds that the shutting in may take
+GRACE = 2.0  # seconds in which the output has to end once the code was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,11 @@ class Sandbox:
     memory: int = MEMORY
 
     def __post_init__(self) -> None:
-        if self.level not in get_args(Level) or self.seconds < 1 or self.memory < 2**26:
+        whole = type(self.seconds) is type(self.memory) is int
+        if self.level not in get_args(Level) or not whole or self.seconds < 1 or self.memory < 2**26:
             raise InputError(
                 f"A sandbox of level {self.level!r}, {self.seconds} s and {self.memory} bytes.",
-                expected=f"{' or '.join(get_args(Level))}, at least 1 s and 64 MiB.",
+                expected=f"{' or '.join(get_args(Level))}, whole numbers of at least 1 s and 64 MiB.",
                 mend="Correct what `Sandbox(…)` is given.",
             )
 
@@ -154,9 +156,11 @@ class _Prison:
             while selector.get_map():
                 left = until - time.monotonic()
                 ready = selector.select(left) if left > 0 else []
+                if not ready and self._why:
+                    break  # it was killed; what left its group, at `limits`, may hold the output
                 if not ready:
                     self._end(process, "time")
-                    until = time.monotonic() + START
+                    until = time.monotonic() + GRACE
                 for key, _ in ready:
                     data = os.read(key.fd, 65536)
                     if not data:
@@ -180,8 +184,8 @@ class _Prison:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-_START = "import os,sys,runpy; os.dup2(int(sys.argv[1]),3); sys.argv=sys.argv[2:]; \
-runpy.run_path(sys.argv[0],run_name='__main__')"
+_START = "import os,sys,runpy; told=int(sys.argv[1]); os.dup2(told,3)==told or os.close(told); \
+sys.argv=sys.argv[2:]; runpy.run_path(sys.argv[0],run_name='__main__')"
 
 
 def _outermost(paths: list[str]) -> list[str]:

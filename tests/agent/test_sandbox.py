@@ -81,6 +81,9 @@ ESCAPES = {
     "live on": "import ctypes; assert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0",
     "become root": "import os; os.setuid(0)",
     "speak as the jail": "import os; os.write(3, b'x')",
+    "a descriptor left open": "import contextlib, os\nleft = []\nfor n in range(3, 64):\n"
+    "    with contextlib.suppress(OSError): left.append(os.fstat(n))\nassert left",
+    "a socket of any kind": "import socket; socket.socket(socket.AF_UNIX)",
 }
 
 
@@ -158,6 +161,15 @@ def test_limits_alone_are_a_level_of_their_own() -> None:
     assert found.level == "limits" and "MemoryError" in found.output
 
 
+def test_what_leaves_the_group_at_limits_does_not_hold_up_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "GRACE", 0.1)
+    code = "import os, time\nif not os.fork():\n    os.setsid(); time.sleep(3); print('late')"
+    found = Sandbox(level="limits", seconds=1).run(code)
+    assert (found.output, found.why) == ("", "time")
+
+
 def test_the_tool_tells_the_model_what_went_wrong() -> None:
     full("pass")
     python = Sandbox(seconds=1).tool()
@@ -172,7 +184,7 @@ def test_the_tool_tells_the_model_what_went_wrong() -> None:
     assert [type(each) for each in done] == [Done]  # what was too long once is not tried again
 
 
-@pytest.mark.parametrize("wrong", [{"level": "none"}, {"seconds": 0}, {"memory": 1}])
+@pytest.mark.parametrize("wrong", [{"level": "none"}, {"seconds": 0}, {"memory": 1}, {"seconds": 1.5}])
 def test_a_sandbox_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Sandbox(**wrong)  # type: ignore[arg-type]
