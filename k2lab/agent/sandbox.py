@@ -55,11 +55,11 @@ class Sandbox:
     memory: int = MEMORY
 
     def __post_init__(self) -> None:
-        whole = type(self.seconds) is type(self.memory) is int
-        if self.level not in get_args(Level) or not whole or self.seconds < 1 or self.memory < 2**26:
+        known = self.level in get_args(Level) and type(self.seconds) is type(self.memory) is int
+        if not known or self.seconds < 1 or self.memory < 2**26:
             raise InputError(
                 f"A sandbox of level {self.level!r}, {self.seconds} s and {self.memory} bytes.",
-                expected=f"{' or '.join(get_args(Level))}, whole numbers of at least 1 s and 64 MiB.",
+                expected=f"{' or '.join(get_args(Level))}, whole, at least 1 s and 64 MiB.",
                 mend="Correct what `Sandbox(…)` is given.",
             )
 

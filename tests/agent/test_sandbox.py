@@ -184,7 +184,9 @@ def test_the_tool_tells_the_model_what_went_wrong() -> None:
     assert [type(each) for each in done] == [Done]  # what was too long once is not tried again
 
 
-@pytest.mark.parametrize("wrong", [{"level": "none"}, {"seconds": 0}, {"memory": 1}, {"seconds": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"level": "none"}, {"seconds": 0}, {"memory": 1}, {"seconds": 1.5}]
+)
 def test_a_sandbox_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Sandbox(**wrong)  # type: ignore[arg-type]
