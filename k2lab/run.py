@@ -40,7 +40,7 @@ from k2lab.engine.events import Event, PromptRead, TokenChosen
 from k2lab.engine.experiment import Experiment, experiment
 from k2lab.engine.generate import Settings
 from k2lab.engine.line import Line, Stretch
-from k2lab.engine.sampling import Sampler, anew, at, named
+from k2lab.engine.sampling import Sampler, anew, at, named, within
 from k2lab.engine.session import Control, Run
 from k2lab.engine.taps import chain, untouched
 from k2lab.errors import BusyError, InputError
@@ -179,6 +179,7 @@ class LabRun(Run, Shown):
                 self._journal = journal_of(lab, recipe, messages, tools)
         else:
             place = self._leave(parent)
+            settings = replace(settings, sampler=within(recipe.sampler, place.turn))
             if recipe.tools is None:
                 ask_again(self.trace, tools)
         if not again:

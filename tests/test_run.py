@@ -454,6 +454,26 @@ def test_a_branch_draws_from_the_seed_on(lab: Lab) -> None:
     assert other.trace.ids.tolist() != one.trace.ids.tolist()
 
 
+class Told:
+    """A sampler that ends every turn, and is told in which one it goes on."""
+
+    def __init__(self, end: int) -> None:
+        self.end, self.turn = end, tuple[int, ...]()
+
+    def within(self, turn: tuple[int, ...]) -> "Told":
+        self.turn = turn
+        return self
+
+    def __call__(self, logits: Tensor) -> int:
+        return self.end
+
+
+def test_a_branch_tells_its_sampler_what_stands_in_the_turn(lab: Lab, run: LabRun) -> None:
+    at, told = found(run, '": 3'), Told(lab.tokenizer.special(END))  # inside a call's arguments
+    ended(run.branch(at, text='": ', sampler=told))
+    assert [*told.turn] == [*run.trace.ids[run.turns[0] : at].tolist(), *ids_of(lab, '": ')]
+
+
 def test_an_experiment_is_of_what_the_model_wrote(lab: Lab, run: LabRun) -> None:
     result = run.experiment([{"do": "zero", "layer": 1, "experts": [1]}], controls=3)
     written = int((~np.isnan(run.trace.entropy)).sum())

@@ -8,7 +8,7 @@ Source: llguidance, Earley parsing over the token trie; it takes ranks in tiktok
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,17 +66,17 @@ class Guided:
 
     def __call__(self, logits: Tensor) -> int:
         """The chosen id."""
-        if self._matcher is None:
-            chosen = self.sampler(logits)
-            if chosen == self.grammar.begin:
-                self._matcher, self._ids = self.grammar.matcher(), []
-            return chosen
-        chosen = self.sampler(logits.masked_fill(~self._allowed(logits), -torch.inf))
+        if self._matcher is not None:
+            logits = logits.masked_fill(~self._allowed(logits), -torch.inf)
+        chosen = self.sampler(logits)
         self._read(chosen)
         return chosen
 
     def _read(self, chosen: int) -> None:
-        assert self._matcher is not None
+        if self._matcher is None:
+            if chosen == self.grammar.begin:
+                self._matcher, self._ids = self.grammar.matcher(), []
+            return
         self._ids.append(chosen)
         if chosen == self.grammar.end or not self._matcher.consume_token(chosen):
             self._matcher = None
@@ -84,6 +84,13 @@ class Guided:
     def anew(self) -> "Guided":
         """The same guide outside of any call, with its sampler at its seed."""
         return Guided(self.grammar, anew(self.sampler))
+
+    def within(self, turn: Iterable[int]) -> "Guided":
+        """The same guide after these ids of a turn, be it in the middle of a call."""
+        made = Guided(self.grammar, self.sampler)
+        for each in turn:
+            made._read(each)
+        return made
 
     @property
     def state(self) -> str:
@@ -95,11 +102,7 @@ class Guided:
         """The same guide where it stood, and its sampler too."""
         ids, inner = json.loads(state)
         made = Guided(self.grammar, at(self.sampler, inner))
-        if ids is not None:
-            made._matcher = self.grammar.matcher()
-            for each in ids:
-                made._read(each)
-        return made
+        return made if ids is None else made.within((self.grammar.begin, *ids))
 
     def _allowed(self, logits: Tensor) -> Tensor:
         """Which tokens may come [vocab]."""

@@ -10,7 +10,7 @@ state is what an interrupted run needs to go on with the draws it would have mad
 import ast
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from operator import index
@@ -124,6 +124,12 @@ def at(sampler: Sampler, state: str) -> Sampler:
     """The sampler where it was in this state; from its seed on where there is none."""
     own = getattr(sampler, "at", None)
     return sampler if own is None or not state else own(state)
+
+
+def within(sampler: Sampler, turn: Sequence[int]) -> Sampler:
+    """The sampler for a turn of which these ids are written; most need not know them."""
+    own = getattr(sampler, "within", None)
+    return sampler if own is None else own(turn)
 
 
 def named(sampler: Sampler) -> str:

@@ -10,7 +10,7 @@ import torch
 from jsonschema import Draft202012Validator
 
 from k2lab.engine.guided import Grammar, Guided
-from k2lab.engine.sampling import anew, greedy, sampled
+from k2lab.engine.sampling import anew, greedy, sampled, within
 from k2lab.errors import InputError
 from k2lab.spec.config import K2Config
 from k2lab.text.parse import parse_turn
@@ -108,6 +108,23 @@ def test_a_guide_begins_anew_outside_of_any_call(grammar: Grammar) -> None:
     assert anew(guide)(free) == 7
     again = [one_call(anew(guide), torch.Generator().manual_seed(5)) for _ in range(2)]
     assert again[0] == again[1]
+
+
+def test_a_guide_knows_the_call_in_which_it_goes_on(
+    grammar: Grammar, tiny_tokenizer: Tokenizer
+) -> None:
+    ids = one_call(Guided(grammar, sampled(seed=3)), torch.Generator().manual_seed(0))
+    for cut in range(1, len(ids), 5):
+        guide, noise = within(Guided(grammar, sampled(seed=4)), ids[:cut]), torch.Generator()
+        written = ids[:cut]
+        while written[-1] != grammar.end and len(written) < 3000:
+            written.append(guide(3 * torch.randn(WIDTH, generator=noise)))
+        (call,) = parse_turn(tiny_tokenizer.decode(written)).calls
+        assert not call.problem
+        Draft202012Validator(dict(SCHEMAS[call.name])).validate(json.loads(call.arguments))
+    free = torch.zeros(WIDTH)
+    free[7] = 1e4
+    assert within(Guided(grammar), ids)(free) == 7  # after the call
 
 
 def test_the_tools_of_the_microworld_can_guide(tiny_tokenizer: Tokenizer) -> None:
