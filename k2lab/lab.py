@@ -9,7 +9,7 @@ no mechanism of its own.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from operator import index
 from pathlib import Path
@@ -116,7 +116,10 @@ class Lab:
             self.edits = before
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Float32 logits of the token after each, [batch, seq, vocab], for ids [batch, seq]."""
+        """Float32 logits of the token after each, [batch, seq, vocab], for ids [batch, seq].
+
+        BusyError where a run goes on for which a store moves weights.
+        """
         whole = isinstance(ids, Tensor) and ids.dtype in (torch.int64, torch.int32)
         if not whole or ids.dim() != 2:
             shown = f"{list(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
@@ -127,7 +130,8 @@ class Lab:
             )
         check_ids(ids.flatten().tolist(), self.config.vocab_size)
         LatentCache(self.config).room_for(ids.shape[1])
-        with torch.inference_mode():
+        offloads = isinstance(self.model.store, Mover)
+        with self.alone() if offloads else nullcontext(), torch.inference_mode():
             tap = Surgery(self.edits, self.config).tap(0, None, ids.shape[1])
             step = self.model.step(ids.shape[1], cache=None, tap=tap)
             return self.model(ids.to(self.model.device), step).float()

@@ -75,6 +75,16 @@ def test_logits_are_the_full_forward_in_float32(lab: Lab) -> None:
     assert torch.equal(lab.logits(ids.int()), logits)
 
 
+def test_logits_and_runs_do_not_meet_in_a_store_that_moves_weights(folder: Path) -> None:
+    lab, ids = k2lab.load(folder, "tiered", device_budget="1MiB"), torch.tensor([[1, 2, 3, 4]])
+    with lab.alone(), pytest.raises(BusyError):
+        lab.logits(ids)
+    lab.logits(ids)
+    moves = lab.run("Go.", max_tokens=2).wait(PATIENCE).trace.moved
+    each = lab.config.num_experts_per_tok
+    assert moves and all((m.hits + m.misses == m.tokens * each).all() for m in moves)
+
+
 @pytest.mark.parametrize(
     ("ids", "words"),
     [

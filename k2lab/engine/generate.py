@@ -100,7 +100,9 @@ def generate(
     check_ids(prompt.ids, model.config.vocab_size)
     cache.room_for(len(prompt.ids) + 1)
     capture = Capture(model, settings.capture) if settings.capture else None
-    moves = isinstance(model.store, Mover)  # asked once: on a protocol the answer takes a while
+    store = model.store
+    if moves := isinstance(store, Mover):  # asked once: on a protocol the answer takes a while
+        store.take_moves()  # others': of a look, or of a run that was stopped
     watched = chain(settings.tap, capture.tap) if capture else settings.tap
     little = small(model)  # few tokens are computed by one thread
     forward, control = reader(model), controls()
@@ -118,7 +120,7 @@ def generate(
             if capture and control.watchful:
                 seen += capture.rest()
         if moves:
-            seen += moved(model.store, start, len(ids))
+            seen += moved(store, start, len(ids))
         return logits, seen
 
     control.untold = capture.waits if capture else nothing_waits
