@@ -9,7 +9,6 @@ classroom has no network. Not here: JupyterLab's own options, which are passed o
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,16 +43,32 @@ def course(folder: Path) -> Path:
 
 
 def copy_course(source: Path, copy: Path) -> None:
-    """Copy what is missing in `copy`, or still as it was copied before."""
+    """Copy what is missing in `copy`, or still as it was copied before; each file as a whole."""
     copy.mkdir(parents=True, exist_ok=True)
     record = copy / RECORD
-    copied: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    copied = _sums(record)
     for file in sorted(source.glob("*.ipynb")):
         mine = copy / file.name
-        if not mine.exists() or _sum(mine) == copied.get(file.name):
-            shutil.copyfile(file, mine)
+        # One like the source may lack its record, where copying was interrupted.
+        if not mine.exists() or _sum(mine) in (copied.get(file.name), _sum(file)):
+            _write(mine, file.read_bytes())
             copied[file.name] = _sum(file)
-    record.write_text(json.dumps(copied, indent=2) + "\n")
+    _write(record, f"{json.dumps(copied, indent=2)}\n".encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _sums(record: Path) -> dict[str, str]:
+    """Sum of each file by name; none where no record can be read."""
+    try:
+        found = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _sum(file: Path) -> str:

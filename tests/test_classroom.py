@@ -48,6 +48,25 @@ def test_a_file_that_was_there_before_is_somebodys(wheel: Path, tmp_path: Path) 
     assert (copy / "01_hello.ipynb").read_text() == "mine"
 
 
+def test_a_copy_that_was_interrupted_is_made_whole(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, content: bytes) -> None:
+        path.write_text(content.decode()[:2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_bytes", half)
+        classroom.course(tmp_path)
+    copy = classroom.course(tmp_path)
+    assert (copy / "01_hello.ipynb").read_text() == "one"
+    (copy / classroom.RECORD).write_text('{"01_')  # cut off
+    classroom.course(tmp_path)
+    (wheel / "01_hello.ipynb").write_text("one, revised")
+    classroom.course(tmp_path)
+    assert (copy / "01_hello.ipynb").read_text() == "one, revised"
+
+
 def test_jupyterlab_opens_on_the_first_notebook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
