@@ -122,7 +122,7 @@ def draw(trace: Trace) -> bytes:
                 1, piece.line, letter, ha="center", va="center", size=8, weight="bold", bbox=box
             )
         axes.text(
-            piece.column, piece.line, _drawable(piece.text), family="DejaVu Sans Mono", size=9.568,
+            piece.column, piece.line, drawable(piece.text), family="DejaVu Sans Mono", size=9.568,
             va="center", parse_math=False, color="#555555" if piece.kind == "thinking" else "black",
             weight="bold" if piece.kind == "user" else "normal",
         )  # fmt: skip
@@ -164,6 +164,6 @@ def _has_glyph(character: str) -> bool:
     return bool(font.get_char_index(ord(character)))
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """The text with a box for each character that the font does not have."""
     return "".join(c if c.isprintable() and _has_glyph(c) else "□" for c in text)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from k2lab.trace.trace import CallRecord, Trace
 from k2lab.widgets.base import Picture, png
-from k2lab.widgets.thoughts import LOOK
+from k2lab.widgets.thoughts import LOOK, drawable
 from k2lab.widgets.view import View
 
 MOST_ROWS = 12  # calls in the static table
@@ -106,7 +106,8 @@ def draw(trace: Trace) -> bytes:
     good = [call for call in trace.calls if call.ok is not False]
     for calls, mark, colour in ((good, "v", "#cc79a7"), (bad, "x", "#d55e00")):
         parts.scatter([call.index for call in calls], [0] * len(calls), marker=mark, s=28, c=colour)
-    parts.set_yticks((0, *rows.values()), ("tool calls", *rows), size=8)
+    labels = ("tool calls", *map(drawable, rows))
+    parts.set_yticks((0, *rows.values()), labels, size=8, parse_math=False)
     parts.set_ylim(-0.6, len(names) + 0.6)
     milliseconds = token_seconds(trace) * 1000
     known = np.flatnonzero(~np.isnan(milliseconds))

@@ -65,3 +65,9 @@ def test_contexts_are_told_and_agents_have_lanes(finished):
     (picture,) = Timeline(trace).pictures()
     assert picture.title.endswith(", buyer, seller")
     assert next(table(trace))[1] == "seller: f"
+
+
+def test_an_agents_name_is_no_formula(finished):
+    trace = finished().trace
+    trace.contexts = [Context(0, r"$\no{$"), Context(20, "\ud800")]
+    assert draw(trace)
