@@ -91,6 +91,15 @@ def dump_json(value: object) -> str:
         ) from error
 
 
+def without_surrogates(text: str) -> str:
+    """The text as it is read: surrogates that belong together as one character, others U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def canonical_ids(messages: Sequence[Message]) -> list[Message]:
     """The conversation with call ids `functions.{name}:{k}`, k counting from 0 over all calls.
 

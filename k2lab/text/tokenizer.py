@@ -21,6 +21,7 @@ import tiktoken
 
 from k2lab.errors import InputError, TokenizerError
 from k2lab.text.messages import Kind
+from k2lab.text.messages import without_surrogates as without_surrogates
 from k2lab.text.template import Segment
 
 RESERVED = 256  # ids after the ranks, kept for special tokens (Kimi K2)
@@ -266,15 +267,6 @@ def _manageable(text: str) -> Iterator[str]:
                 yield part[begin:cut]
                 begin = cut
         yield part[begin:]
-
-
-def without_surrogates(text: str) -> str:
-    """The text as it is read: surrogates that belong together as one character, others U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _check_ranks(ranks: Mapping[bytes, int]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from k2lab import paths
 from k2lab.errors import InputError
+from k2lab.text.messages import without_surrogates
 from k2lab.widgets.stills import show, wants_static
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -227,7 +228,7 @@ def static_bundle(summary: str, pictures: Sequence[Picture]) -> Bundle:
     """`text/plain`, sanitiser-safe `text/html` and, where something is drawn, `image/png`."""
     bundle: Bundle = {
         "text/plain": summary,
-        "text/html": "\n".join(_picture_html(picture) for picture in pictures),
+        "text/html": without_surrogates("\n".join(_picture_html(each) for each in pictures)),
     }
     drawn = [picture.png for picture in pictures if picture.png]
     if drawn:

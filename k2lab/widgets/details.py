@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 import numpy as np
 
 from k2lab.engine.session import start_worker
-from k2lab.errors import BusyError, InputError, K2LabError
+from k2lab.errors import BusyError, InputError, K2LabError, TraceError
 from k2lab.trace import attention
 from k2lab.trace.captured import ATTENTION
 from k2lab.trace.trace import Trace
@@ -73,7 +73,10 @@ class CapturedDetails:
         known = all(layer in held.layers(name) for name in ATTENTION)
         if not known or not held.first <= token < held.stop:
             return Detail("missing", note=f"Attention was not captured. {LIVE}")
-        found = attention.reading(trace, layer, token)
+        try:
+            found = attention.reading(trace, layer, token)
+        except TraceError as error:  # such as tokens that were given up to stay in the budget
+            return Detail("missing", note=f"{error.found} Expected: {error.expected}")
         arrays = {name: np.asarray(getattr(found, name), np.float32) for name in READING}
         return Detail("measured", arrays | {"heads": np.array(held.heads, np.uint16)})
 

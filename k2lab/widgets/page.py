@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from k2lab.errors import InputError
+from k2lab.text.messages import without_surrogates
 from k2lab.trace.file import write_whole
 from k2lab.trace.trace import Trace
 from k2lab.widgets import wire
@@ -107,7 +108,8 @@ def write_tree(
         )
     held = {**captured(run.trace), **(details or {})}
     beside = [each for each in runs if each is not run]
-    return write_whole(path, page(run, details=held.items(), beside=beside).encode())
+    text = without_surrogates(page(run, details=held.items(), beside=beside))
+    return write_whole(path, text.encode())
 
 
 def captured(trace: Trace, room: int = DETAIL_BYTES) -> dict[str, Detail]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from k2lab.engine.events import ExpertsMoved
+from k2lab.text.messages import without_surrogates
 from k2lab.trace.trace import About, CallRecord, Trace
 
 CALL = tuple(each.name for each in fields(CallRecord))
@@ -107,8 +108,10 @@ def call(place: int, record: CallRecord) -> dict[str, Any]:
     message: dict[str, Any] = {name: getattr(record, name) for name in CALL}
     message["place"] = place
     for name in ("arguments", "content", "shown"):
-        text = message[name]
-        if text is not None and len(text) > LONGEST_TEXT:
+        if message[name] is None:
+            continue
+        text = message[name] = without_surrogates(message[name])  # no message can carry them
+        if len(text) > LONGEST_TEXT:
             cut = len(text) - LONGEST_TEXT
             message[name] = f"{text[:LONGEST_TEXT]}\n… {cut:,} more characters are not shown"
     return message

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from k2lab.widgets.base import WIDGET_VIEW, Column, joined_script, joined_style
 from k2lab.widgets.experts import ExpertMap
 from k2lab.widgets.store import Store
 from k2lab.widgets.thoughts import ThoughtStream
+from k2lab.widgets.timeline import Timeline
 
 STEMS = ["store", "thoughts", "experts", "lens", "timeline", "attention", "dashboard", "page"]
 
@@ -115,6 +117,12 @@ def test_static_html_survives_a_sanitiser_and_shows_model_text_as_text(finished)
     tags = set(re.findall(r"<(\w+)", html))
     assert tags <= {"p", "b", "img", "table", "tr", "th", "td"}
     assert set(re.findall(r'src="([^,]{0,22})', html)) == {"data:image/png;base64"}
+
+
+def test_half_a_character_in_a_result_can_be_shown(finished):
+    trace = finished().trace
+    trace.calls[0] = replace(trace.calls[0], content="caf\ud800")
+    assert "caf\ufffd" in Timeline(trace).freeze()._repr_mimebundle_()["text/html"]
 
 
 def test_a_run_without_tokens_has_a_bundle_too(run):

@@ -72,3 +72,9 @@ def test_very_long_results_are_cut_and_say_so():
     message = wire.call(0, record)
     assert "10,000 more characters are not shown" in message["content"]
     assert message["place"] == 0 and message["ok"] is True
+
+
+def test_half_a_character_is_told_as_the_model_reads_it():
+    record = CallRecord("k", "i", "files", '"\ud83d"', 3, content="caf\ud800", ok=True, seconds=0.1)
+    message = wire.call(0, record)
+    assert (message["arguments"], message["content"]) == ('"\ufffd"', "caf\ufffd")
