@@ -46,6 +46,7 @@ from numpy.typing import NDArray
 
 from k2lab.engine.events import KINDS, Dropped, ExpertsMoved, Misread, Stopped
 from k2lab.errors import TraceError
+from k2lab.text.messages import without_surrogates
 from k2lab.trace.captured import NAMES, CapturedValues
 from k2lab.trace.mapped import Arrays, damaged, foreign, read
 from k2lab.trace.records import kept, record
@@ -60,6 +61,7 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 HIDDEN = "▪"  # stands for each token's text where redacted
 MOVED = {"start": np.int32, "tokens": np.int32, "slots": np.int32, "hits": np.int64,
          "misses": np.int64, "stall": np.float64}  # fmt: skip
+READS = {"query_latent": "latent", "query_rope": "key_rope"}  # vectors of equal length
 BY_LAYER = ("hits", "misses", "stall")
 
 
@@ -102,15 +104,15 @@ def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
 
 def write_whole(path: Path, data: bytes) -> Path:
     """`path` with all of `data`, or as it was before; TraceError where it cannot be written."""
-    part = path.with_name(path.name + ".part")
+    part = path.parent / f"{path.name}.part"
     try:
         part.write_bytes(data)
         return part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
+    except (OSError, ValueError) as error:  # ValueError: no name at all, or one with a null byte
+        with suppress(OSError, ValueError):
             part.unlink()
         raise TraceError(
-            f"{path} cannot be written: {error.strerror}.",
+            f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.",
             expected="the name of a file, in a folder that is there and has room.",
             mend="name another file, or make the folder.",
         ) from error
@@ -172,7 +174,7 @@ def _trace(arrays: Arrays, metadata: dict[str, Any]) -> Trace:
     if "capture_seconds" in metadata:  # not in the first files
         trace.capture_seconds = kept(metadata, "capture_seconds", float)
     trace.facts = record(Facts, metadata["facts"]) if "facts" in metadata else Facts()
-    trace.captured = _captured(arrays, metadata["captured"])
+    trace.captured = _captured(arrays, metadata["captured"], about)
     if trace.captured.stop > n:
         raise ValueError(f"it has captured values of token {trace.captured.stop - 1} of {n}")
     trace.moved = list(_moved(arrays, metadata["moved"]))
@@ -214,7 +216,8 @@ def _texts(arrays: Arrays, name: str, ends: str, count: int) -> list[str]:
     if starts[-1] != len(data) or (starts[1:] < starts[:-1]).any():  # differences may overflow
         raise ValueError(f"its '{ends}' does not fit its '{name}'")
     edges = pairwise(starts.tolist())
-    return [data[start:stop].decode("utf-8", "surrogatepass") for start, stop in edges]
+    texts = (data[start:stop].decode("utf-8", "surrogatepass") for start, stop in edges)
+    return [without_surrogates(text) for text in texts]
 
 
 def _top(arrays: Arrays, n: int) -> list[Top]:
@@ -240,16 +243,22 @@ def _kinds(codes: NDArray[Any], names: Any) -> NDArray[np.uint8]:
     return np.array([KINDS.index(name) for name in names], np.uint8)[codes]
 
 
-def _captured(arrays: Arrays, metadata: dict[str, Any]) -> CapturedValues:
+def _captured(arrays: Arrays, metadata: dict[str, Any], about: About) -> CapturedValues:
     layers = {str(name): _integers(each) for name, each in metadata["layers"].items()}
     heads, first = _integers(metadata["heads"]), metadata["first"]
     if not layers.keys() <= set(NAMES) or type(first) is not int or first < 0:
         raise ValueError("what it says of captured values is wrong")
     found = {name: arrays[f"captured.{name}"] for name in layers}
+    sides = {name: values.shape[-1:] for name, values in found.items()}
+    sides |= {"scores": (about.experts,), "choice": (about.experts,)}
     for name, values in found.items():
         shape = (len(layers[name]), *([len(heads)] if name.startswith("query") else []))
-        if values.shape[1 : 1 + len(shape)] != shape or values.ndim != len(shape) + 2:
+        side = sides.get(READS.get(name, name), sides[name])
+        if values.shape[1:] != (*shape, *side):
             raise ValueError(f"the shape of 'captured.{name}' is wrong")
+        first_layer = about.dense_layers if name in ("scores", "choice") else 0
+        if not all(first_layer <= layer < about.layers for layer in layers[name]):
+            raise ValueError(f"'captured.{name}' is of layers that its model does not have")
     if len({len(values) for values in found.values()}) > 1:
         raise ValueError("its captured values are of different lengths")
     return CapturedValues.of(found, layers=layers, heads=heads, first=first)

@@ -4,8 +4,9 @@ import sys
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-Kept = TypeVar("Kept")
+from k2lab.text.messages import without_surrogates
 
+Kept = TypeVar("Kept")
 
 LARGEST = 2**63 - 1
 """The largest whole number of a record: what an int64 holds."""
@@ -20,10 +21,14 @@ def record(kind: type[Kept], values: Any) -> Kept:
 
 
 def kept(values: dict[str, Any], name: str, hint: Any) -> Any:
-    """The value of this name; ValueError unless it is of the type and finite."""
+    """The value of this name; ValueError unless it is of the type and finite.
+
+    A text comes as the model would have read it: no message to a page can carry half a character.
+    """
     if not _fits(values[name], hint):
         raise ValueError(f"'{name}' is {values[name]!r:.40}")
-    return values[name]
+    value = values[name]
+    return without_surrogates(value) if isinstance(value, str) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:

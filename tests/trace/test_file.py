@@ -233,11 +233,14 @@ def saved(tmp_path: Path) -> Path:
     return example().save(tmp_path / "x.k2trace")
 
 
-def test_what_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_named_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
+    monkeypatch.chdir(folder)
     trace = example()
-    for path in (folder, tmp_path / "nowhere" / "x"):
+    for path in (folder, tmp_path / "nowhere" / "x", Path(), tmp_path / "a\0b"):
         for write in (trace.save, trace.to_html):
             with pytest.raises(TraceError, match=f"{path} cannot be written: "):
                 write(path)
@@ -381,6 +384,32 @@ def test_routes_of_no_token_and_texts_that_run_back_are_damaged(saved: Path) -> 
         saved.write_bytes(packed(more, metadata=header))
         with pytest.raises(TraceError, match="damaged"):
             open_trace(saved)
+
+
+@pytest.mark.parametrize(
+    ("layer", "experts"), [(0, 16), (3, 16), (-1, 16), (2**63, 16), (1, 15), (1, 16)]
+)
+def test_captured_scores_are_of_layers_and_experts_that_the_model_has(
+    tmp_path: Path, layer: int, experts: int
+) -> None:
+    trace = Trace(ABOUT)
+    trace.append(TokenChosen(0, 1, "x", "answer", -0.1, 0.2, (), 0.1))
+    scores = np.zeros((1, 1, experts), np.float32)
+    trace.append(Captured(0, (), {"scores": (layer,)}, {"scores": scores}))
+    path = trace.save(tmp_path / "x.k2trace")
+    if (layer, experts) == (1, 16):
+        assert open_trace(path).captured.layers("scores") == (1,)
+        return
+    with pytest.raises(TraceError, match=r"damaged: .*'captured\.scores'"):
+        open_trace(path)
+
+
+def test_half_a_character_comes_back_as_the_model_reads_it(tmp_path: Path) -> None:
+    trace = example()
+    trace.texts[0] = "\ud83d"
+    trace.append(ToolAnswered("0.0", "calc", "caf\udce9", ok=True, seconds=0.01))
+    back = open_trace(trace.save(tmp_path / "x.k2trace"))
+    assert (back.texts[0], back.calls[0].content) == ("\ufffd", "caf\ufffd")
 
 
 HOSTILE = (
