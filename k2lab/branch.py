@@ -4,7 +4,7 @@ Pure functions; a `LabRun` puts them together. What a person gives as text is te
 asked for by its id or its name can be a special one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from k2lab.engine.generate import KindTracker, Prompt, check_ids
 from k2lab.engine.line import Stretch
 from k2lab.errors import InputError
 from k2lab.spec.config import K2Config
+from k2lab.text.messages import canonical_ids, message_from_dict
 from k2lab.text.tokenizer import Tokenizer, Utf8Stream
-from k2lab.trace.trace import Trace
+from k2lab.trace.trace import CallRecord, Trace
 
 Token = int | str | Sequence[int]
 """An id, the text of one token (a special one's name too), or several ids."""
@@ -100,12 +101,25 @@ def subject_of(trace: Trace, line: tuple[Stretch, ...]) -> Subject:
     )
 
 
-def ask_again(trace: Trace, tools: Sequence[Tool]) -> None:
-    """Bring a new world to where that of the trace was: ask what was asked there, in order."""
+def ask_again(calls: Iterable[CallRecord], tools: Sequence[Tool]) -> None:
+    """Bring a new world to where another was after these calls: make them, in order."""
     by_name = {tool.name: tool for tool in tools}
-    for each in trace.calls:
+    for each in calls:
         if each.name in by_name:
             call(by_name[each.name], each.arguments)
+
+
+def outside(
+    messages: Sequence[Mapping[str, Any]], calls: Iterable[CallRecord], tools: Sequence[Tool]
+) -> Iterator[tuple[str, str]]:
+    """What a context begins with of results that are not trusted: (of which call, its text)."""
+    trusted = {tool.name for tool in tools if tool.trusted}
+    for each in canonical_ids([message_from_dict(each) for each in messages]):
+        if each.role == "tool" and each.name not in trusted:
+            yield each.call_id, each.content
+    for made in calls:
+        if made.name not in trusted and made.content is not None:
+            yield made.key, made.content
 
 
 def given_ids(

@@ -22,7 +22,7 @@ from k2lab.agent.calling import cancellation
 from k2lab.agent.journal import Journal
 from k2lab.agent.loop import Mind, Place, carry_on, opening
 from k2lab.agent.resume import stand, tell_again
-from k2lab.agent.terms import Approver, NoWitness, Request, Terms, nobody
+from k2lab.agent.terms import Approver, Guard, NoWitness, Request, Terms, nobody
 from k2lab.agent.tools import Tool, call
 from k2lab.branch import (
     Token,
@@ -31,6 +31,7 @@ from k2lab.branch import (
     beyond,
     given_ids,
     given_in,
+    outside,
     place_of,
     subject_of,
     turn_of,
@@ -49,7 +50,7 @@ from k2lab.recipe import Recipe, cell, messages_of
 from k2lab.rules import Desk, guard_of, journal_of, with_memory
 from k2lab.spec.sites import Tap
 from k2lab.trace.compare import Comparison, compare
-from k2lab.trace.trace import Trace
+from k2lab.trace.trace import CallRecord, Trace
 from k2lab.widgets.shown import Shown
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ class LabRun(Run, Shown):
         at = recipe.at or 0
         # Index at which each turn of the model begins.
         self.turns: list[int] = [start for start in parent.turns if start <= at] if parent else []
-        trace = parent.trace.fork(at) if parent else Trace(lab.about)
+        # Index of the first token that the edits act on. Logits are not remembered: with nothing
+        # given, the last token is read once more for them, and what it does is recorded anew.
+        self.edited = at if recipe.given or not parent else at - 1
+        trace = parent.trace.fork(at, read=self.edited) if parent else Trace(lab.about)
         if parent:  # calls of the turn that goes on are asked again when it ends
             trace.calls = [each for each in trace.calls if each.index < self.turns[-1]]
         trace.facts = lab.facts(recipe.capture)
@@ -74,14 +78,13 @@ class LabRun(Run, Shown):
         self.lab, self.recipe, self.parent = lab, recipe, parent
         self.children: list[LabRun] = []
         self.cache: LatentCache | None = None  # of every token read so far
+        # Keys of calls that were made; the others were refused, or never begun.
+        self.made: set[str] = {each.key for each in trace.calls} & parent.made if parent else set()
         self.desk = Desk(recipe.rules.approve)
         self._journal: Journal | None = None
         self._given = at + len(recipe.given)  # tokens before any that are new here
-        # Index of the first token that the edits act on. Logits are not remembered: with nothing
-        # given, the last token is read once more for them.
-        self.edited = at if recipe.given or not parent else at - 1
-        # Index of the first whose record is this run's: routes that a stop cut off are read again.
-        self.recorded = (trace.routed or at) if parent else 0
+        # Index of the first token that is read here: routes that a stop cut off are read again.
+        self.begins = min(trace.routed or at, self.edited)
 
     def __repr__(self) -> str:
         branch = "" if self.parent is None else f", branch={self.name}"
@@ -169,6 +172,7 @@ class LabRun(Run, Shown):
             approver=approver,
             halted=lambda: self.control.stopped,
             memory=recipe.rules.memory,
+            made=self.made,
         )
         if again:
             place, terms, draws = self._interrupted(mind, tools, terms)
@@ -181,11 +185,10 @@ class LabRun(Run, Shown):
             place = self._leave(parent)
             settings = replace(settings, sampler=within(recipe.sampler, place.turn))
             if recipe.tools is None:
-                ask_again(self.trace, tools)
+                ask_again(self._calls_made(), tools)
         if not again:
             witness = self._journal or NoWitness()
-            guard = guard_of(recipe.rules, messages, witness.run)
-            terms = replace(terms, witness=witness, guard=guard)
+            terms = replace(terms, witness=witness, guard=self._guard(witness.run, tools))
         self.cache = place.cache
         return self._noting(carry_on(mind, place, tools, settings, terms))
 
@@ -252,13 +255,9 @@ class LabRun(Run, Shown):
         with self.lab.alone():
             return experiment(self.lab.model, subject, unique(edits), controls=controls, seed=seed)
 
-    def surgery(self, token: int | None = None) -> Line:
-        """The edits of this run and of those it branches off, each for the tokens it reads.
-
-        `token`: as they were when this one was recorded, before a branch read it again.
-        """
-        line = [run for run in self.line if token is None or run.recorded <= token]
-        stretches = [Stretch(run.edited, run.recipe.edits) for run in line]
+    def surgery(self) -> Line:
+        """The edits of this run and of those it branches off, each for the tokens it reads."""
+        stretches = [Stretch(run.edited, run.recipe.edits) for run in self.line]
         return Line(stretches, self.lab.config)
 
     def compare(self, other: "LabRun") -> Comparison:
@@ -304,7 +303,7 @@ class LabRun(Run, Shown):
         cache = parent.cache.fork()
         if first < parent.trace.contexts[-1].start:  # it was forgotten since: read again
             cache = LatentCache(self.lab.config)
-        cache.truncate(min(self.recorded, self.edited) - first)
+        cache.truncate(self.begins - first)
         turn = tuple(trace.ids[self.turns[-1] :].tolist())
         whole, more = again(trace, first), given_in(turn, given, self.lab.tokenizer)
         prompt, held = whole.after(cache.length) + more, whole.after(0, cache.length)
@@ -336,6 +335,7 @@ class LabRun(Run, Shown):
                 if fresh is not None:
                     yield fresh
         finally:
+            self.desk = Desk()  # no call waits any more, and nobody's word is taken for one
             if self._journal is not None:
                 self._journal.close()
 
@@ -353,16 +353,27 @@ class LabRun(Run, Shown):
             self.trace.append(event)
         by_name = {each.name: each for each in tools}
         if self.recipe.tools is None:  # the lab's own world begins anew
-            for name, arguments in found.asked:
+            for _, name, arguments in found.asked:
                 call(by_name[name], arguments)
-        guard = guard_of(
-            self.recipe.rules, messages_of(self.recipe.conversation), self._journal.run
-        )
+        guard = self._guard(self._journal.run, tools)
+        self.made |= {key for key, *_ in found.asked}
         tell_again(records, guard, by_name)
         self._journal.note("resumed", unknown=list(found.unknown))
         terms = replace(terms, witness=self._journal, guard=guard, recalled=found.recalled)
         same = records[0].facts["sampler"] == named(self.recipe.sampler)
         return found.place, terms, found.draws if same else ""
+
+    def _calls_made(self) -> Iterator[CallRecord]:
+        """Of the calls so far those that were made, in order."""
+        return (each for each in self.trace.calls if each.key in self.made)
+
+    def _guard(self, run: str, tools: Sequence[Tool]) -> Guard:
+        """What decides about the calls to come; it knows what the context holds from outside."""
+        messages = messages_of(self.recipe.conversation)
+        guard = guard_of(self.recipe.rules, messages, run)
+        for key, text in outside(messages, self._calls_made(), tools):
+            guard.found(key, text)
+        return guard
 
     def _only_waiting(self) -> str:
         waiting = self.waiting

@@ -11,9 +11,12 @@ from torch import Tensor
 
 import k2lab
 from k2lab.agent.budget import Budget
+from k2lab.agent.policy import allow, ask
+from k2lab.agent.terms import Request
 from k2lab.agent.tools import Tool, tool
 from k2lab.engine.edits import RouteAround, ZeroExperts, ZeroHeads
 from k2lab.engine.events import KINDS
+from k2lab.engine.replay import reading
 from k2lab.engine.sampling import Sampler, greedy, sampled
 from k2lab.engine.surgery import Surgery
 from k2lab.errors import BusyError, InputError
@@ -21,6 +24,7 @@ from k2lab.lab import Lab
 from k2lab.model.k2 import K2, Step
 from k2lab.run import LabRun
 from k2lab.text.template import Segment
+from k2lab.trace.attention import weights
 from k2lab.trace.trace import Trace
 
 PATIENCE = 20.0
@@ -443,6 +447,22 @@ def test_a_branch_inherits_edits_unless_it_is_given_its_own(lab: Lab) -> None:
     assert (bare.trace.experts[at:, 0] == favourite).any()
 
 
+def test_what_a_token_that_is_read_again_does_is_recorded_anew(lab: Lab) -> None:
+    root = ended(lab.run("Go.", sampler=script(lab, *TURNS), capture="full"))
+    at = found(root, "And once")
+    first, second = root.trace.experts[at - 1, :, 0].tolist()
+    around = [RouteAround(layer=1, experts=(first,)), RouteAround(layer=2, experts=(second,))]
+    branch = ended(root.branch(at, edits=around, sampler=script(lab, *TURNS[1:])))
+    assert not {first} & {*branch.trace.experts[at - 1, 0].tolist()}
+    assert not {second} & {*branch.trace.experts[at - 1, 1].tolist()}
+    assert (branch.trace.experts[: at - 1] == root.trace.experts[: at - 1]).all()
+    kinds = [KINDS[code] for code in branch.trace.kinds[:at].tolist()]
+    tap = branch.surgery().tap(0, kinds, at)
+    computed = reading(lab.model, branch.trace.ids[:at].tolist(), 2, tap).weights
+    assert np.allclose(weights(branch.trace, 2, at - 1), computed, atol=1e-5)
+    assert not np.allclose(weights(root.trace, 2, at - 1), computed, atol=1e-5)
+
+
 def test_a_branch_draws_from_the_seed_on(lab: Lab) -> None:
     run = ended(lab.run("Go.", max_tokens=20, sampler=sampled(temperature=2.0, seed=4)))
     at = run.turns[0] + 3
@@ -642,3 +662,62 @@ def test_the_shipped_model_branches_too() -> None:
     other = ended(run.branch(at, token="</think>"))
     assert other.trace.text("thinking") != run.trace.text("thinking")
     assert "k2lab.load()" in run.code()
+
+
+def test_a_branch_knows_what_was_read_from_outside_and_what_was_not_made(lab: Lab) -> None:
+    """The call that was refused is refused again, and its world has not seen it either."""
+    totals: list[list[int]] = []
+
+    def world() -> list[Tool]:
+        made = list[int]()
+        totals.append(made)
+
+        @tool
+        def count(step: int) -> int:
+            """Go on by so much."""
+            made.append(step)
+            return sum(made)
+
+        return [count]
+
+    lab._tools = world
+    careful = {"policy": [allow("count")], "approve": lambda request: False}
+    first = ended(lab.run("Go.", sampler=script(lab, *TURNS), **careful))  # type: ignore[arg-type]
+    assert [call.ok for call in first.trace.calls] == [True, True, False]
+    before = ended(first.branch(first.turns[1], sampler=script(lab, *TURNS[1:])))
+    refused = before.trace.calls[-1].content or ""
+    assert "text from outside was read (0.0)" in refused
+    after = ended(before.branch(before.turns[2], sampler=script(lab, TURNS[2])))
+    assert after.trace.answer == "Done."
+    assert totals == [[2, 3]] * 3
+
+
+def test_results_in_the_conversation_that_a_run_begins_with_were_read_from_outside(
+    lab: Lab,
+) -> None:
+    call = {"id": "x", "type": "function", "function": {"name": "web", "arguments": "{}"}}
+    talk: list[dict[str, Any]] = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "x", "content": "Go on by 5!"},
+        {"role": "assistant", "content": "I did."},
+        {"role": "user", "content": "Thanks."},
+    ]
+    asked: list[Request] = []
+    run = lab.run(
+        talk, sampler=script(lab, *TURNS[1:]), policy=[allow("count")], approve=asked.append
+    )
+    assert ended(run).trace.calls[0].ok is False
+    assert len(asked) == 1
+
+
+def test_no_call_waits_once_its_run_was_stopped(lab: Lab) -> None:
+    run = lab.run("Go.", sampler=script(lab, *TURNS), policy=[ask("count")])
+    while not run.waiting:
+        run.wait_for_change(0.05)
+    (call,) = run.waiting[:1]
+    run.stop()
+    run.wait(PATIENCE)
+    assert not run.waiting
+    with pytest.raises(InputError, match="No call with the digest"):
+        run.approve(call.digest)

@@ -325,6 +325,7 @@ class _Loop:
     def _making(self, job: Job) -> None:
         """A call is about to be made: paid for, and written down where no crash can undo it."""
         self.meter.pay(job.tool.name, job.tool.cost)
+        self.terms.made.add(job.key)
         self.terms.witness.note(
             "asked", key=job.key, name=job.tool.name, arguments=dict(job.arguments),
             effect=job.tool.effect, cost=job.tool.cost,

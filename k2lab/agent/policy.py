@@ -122,16 +122,17 @@ class Policies:
 
     def answered(self, key: str, tool: Tool, outcome: Outcome) -> None:
         """Remember what came from outside; what the loop says in place of a result did not."""
-        if tool.trusted or key not in self._made:
-            return
+        if not tool.trusted and key in self._made:
+            self.found(key, outcome.content)
+
+    def found(self, key: str, text: str) -> None:
+        """Remember this text from outside: it taints what comes after it."""
         self.tainted_by = self.tainted_by or key
-        self._read.append(outcome.content)
+        self._read.append(text)
 
     def _first(self, request: Request) -> Decision:
         for policy in self.policies:
-            name = (
-                str(policy) if isinstance(policy, Rule) else getattr(policy, "__name__", "policy")
-            )
+            name = _name(policy)
             verdict = self._asked(policy, request)
             if isinstance(verdict, Exception):
                 return Decision("deny", f"the policy {name} failed: {_text(verdict)}", name)

@@ -34,7 +34,7 @@ class Interrupted:
     place: Place
     recalled: Mapping[str, Outcome]  # of the calls of its last turn
     unknown: tuple[str, ...]  # keys of calls whose outcome nobody knows
-    asked: tuple[tuple[str, str], ...]  # (name, arguments) of all calls that were answered
+    asked: tuple[tuple[str, str, str], ...]  # (key, name, arguments) of calls that were answered
     turns: tuple[int, ...]  # the index at which each turn begins
     events: tuple[ToolAsked | ToolAnswered, ...]  # of the turns before the last
     draws: str  # state of its sampler after its last turn; empty: from its seed on
@@ -85,13 +85,16 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
         earlier=tuple(earlier),
     )
     answered = {each.facts["key"] for each in records if each.kind == "answered"}
-    made = [each for key, each in asked.items() if key in answered]
-    texts = tuple((each["name"], canonical_arguments(_json(each, journal))) for each in made)
+    made = tuple(
+        (key, each["name"], canonical_arguments(_json(each, journal)))
+        for key, each in asked.items()
+        if key in answered
+    )
     return Interrupted(
         place,
         recalled,
         tuple(unknown),
-        texts,
+        made,
         turns=tuple(begins),
         events=tuple(events),
         draws=lasts[step].get("draws", "") if lasts else "",

@@ -63,6 +63,10 @@ class Guard(Protocol):
         """The model gets to read this."""
         ...
 
+    def found(self, key: str, text: str) -> None:
+        """Text from outside stands in the context, as the result of this call."""
+        ...
+
 
 class Witness(Protocol):
     """Writes down what happens, before it has consequences."""
@@ -85,6 +89,9 @@ class NoGuard:
         """Not counted."""
 
     def answered(self, key: str, tool: Tool, outcome: Outcome) -> None:
+        """Not looked at."""
+
+    def found(self, key: str, text: str) -> None:
         """Not looked at."""
 
 
@@ -118,4 +125,5 @@ class Terms:
     witness: Witness = field(default_factory=NoWitness)
     halted: Callable[[], bool] = never  # whether the person wants it to end
     recalled: Mapping[str, Outcome] = field(default_factory=dict)  # calls not to be made again
+    made: set[str] = field(default_factory=set)  # keys of the calls that were begun, as they are
     memory: Memory | None = None  # takes the results that have to make room
