@@ -225,7 +225,7 @@ def _edits(run: "LabRun", trace: Trace, token: int) -> Tap:
     """The edits under which each token of the prefix was read."""
     first = trace.context_of(token)
     kinds = [KINDS[code] for code in trace.kinds[first : token + 1].tolist()]
-    return run.surgery(token).tap(first, kinds, len(kinds))
+    return run.surgery().tap(first, kinds, len(kinds))
 
 
 def _whole(value: Any) -> TypeGuard[int]:

@@ -10,10 +10,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from k2lab.errors import InputError
 from k2lab.text.messages import Kind as Kind  # re-exported: the kind of a token in an event
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """The kinds in the order of their codes in traces and frames (`marker` is 0)."""
+
+CODE: dict[str, int] = {kind: code for code, kind in enumerate(KINDS)}
+"""Kind → its code."""
 
 Reason = Literal["answer", "length", "stopped", "budget", "loop", "error", "context"]
 """Why a run ended: a final answer, the token limit, the person, a budget, going round in circles,
@@ -210,3 +214,13 @@ Event = (
     | Answered
     | Stopped
 )
+
+
+def code_of(kind: str) -> int:
+    """The code of a kind; InputError where there is no such kind."""
+    if kind not in CODE:
+        there = ", ".join(CODE)
+        raise InputError(
+            f"No part of a run is {kind!r}.", expected=f"one of {there}.", mend="Name one."
+        )
+    return CODE[kind]

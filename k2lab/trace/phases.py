@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from k2lab.engine.events import Kind
+from k2lab.engine.events import Kind, code_of
 from k2lab.errors import TraceError
 from k2lab.trace import routing
-from k2lab.trace.trace import Trace, code_of
+from k2lab.trace.trace import Trace
 
 PRIOR = 1.0  # choices added to each expert's count, over both phases: log-ratios stay finite
 LEVEL = 0.05  # of the corrected test, and outside the interval

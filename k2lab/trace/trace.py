@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from k2lab.engine.events import (
+    CODE,
     KINDS,
     Answered,
     ApprovalAsked,
@@ -30,6 +31,7 @@ from k2lab.engine.events import (
     TokenChosen,
     ToolAnswered,
     ToolAsked,
+    code_of,
 )
 from k2lab.errors import InputError, TraceError
 from k2lab.trace.captured import CapturedValues
@@ -37,8 +39,6 @@ from k2lab.trace.table import Table
 
 if TYPE_CHECKING:
     from k2lab.widgets.dashboard import Dashboard
-
-CODE: dict[str, int] = {kind: code for code, kind in enumerate(KINDS)}
 
 TOKEN = {
     "ids": np.int32,
@@ -275,7 +275,13 @@ class Trace:
         return "".join(self._texts[i] for i in np.flatnonzero(kinds == code_of(kind)))
 
     def context_of(self, token: int) -> int:
-        """Index of the first token that is remembered at this one."""
+        """Index of the first token that is remembered at this one, which counts from 0."""
+        if token < 0:
+            raise InputError(
+                f"Token {token} of a trace.",
+                expected=f"an index from 0 to {len(self) - 1}.",
+                mend="Count from the first token of the run.",
+            )
         return next(each.start for each in reversed(self.contexts) if each.start <= token)
 
     def spans(self) -> Iterator[Span]:
@@ -286,22 +292,24 @@ class Trace:
         for start, stop in pairwise(edges):
             yield Span(KINDS[int(kinds[start])], start, stop)
 
-    def fork(self, at: int) -> "Trace":
+    def fork(self, at: int, *, read: int | None = None) -> "Trace":
         """A growing trace of the first `at` tokens, which shares their arrays; no end, no answer.
 
-        Calls that ended before `at` are in it, with their answers.
+        Calls that ended before `at` are in it, with their answers. What the network did is that of
+        the first `read` tokens alone, if it is to read the others anew.
         """
+        known = at if read is None else read
         made = Trace.of(
             self.about,
             self._tokens.fork(at),
-            self._routing.fork(at),
+            self._routing.fork(known),
             texts=self._texts[:at],
             top=self._top[:at],
         )
         made.calls = [call for call in self.calls if call.index < at]
         made.contexts = [each for each in self.contexts if each.start < max(1, at)]
         made.moved = [moved for moved in self.moved if moved.start + moved.tokens <= at]
-        made.captured = self.captured.fork(at)
+        made.captured = self.captured.fork(known)
         made.dropped, made.redacted = self.dropped, self.redacted
         made.prefill_seconds, made.facts = self.prefill_seconds, self.facts
         made.capture_seconds = self.capture_seconds * at / max(1, len(self))
@@ -388,13 +396,3 @@ class Trace:
                 expected=f"{what} {expected}, the next one.",
                 mend="append every event of one run, once and in order.",
             )
-
-
-def code_of(kind: str) -> int:
-    """The code of a kind in `trace.kinds`; InputError where there is no such kind."""
-    if kind not in CODE:
-        there = ", ".join(CODE)
-        raise InputError(
-            f"No part of a run is {kind!r}.", expected=f"one of {there}.", mend="Name one."
-        )
-    return CODE[kind]

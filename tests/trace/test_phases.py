@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from k2lab.engine.events import Kind, PromptRead, Routed, TokenChosen
+from k2lab.engine.events import CODE, Kind, PromptRead, Routed, TokenChosen
 from k2lab.errors import InputError, TraceError
 from k2lab.trace import phases, routing
 from k2lab.trace.table import Table
-from k2lab.trace.trace import CODE, TOKEN, About, Trace
+from k2lab.trace.trace import TOKEN, About, Trace
 
 ABOUT = About("m", layers=3, dense_layers=1, experts=8, slots=2, scaling=1.0, vocab=9)
 

@@ -60,6 +60,13 @@ def test_columns_have_the_promised_types_and_given_tokens_are_nan() -> None:
     assert trace.top[0] == () and trace.top[3][0] == (5, "x", 0.75)
 
 
+def test_a_token_before_the_first_is_refused() -> None:
+    trace = Trace.collect([prompt()], ABOUT)
+    assert trace.context_of(2) == 0
+    with pytest.raises(InputError, match="from 0 to 2"):
+        trace.context_of(-1)
+
+
 def test_text_and_spans_split_by_kind() -> None:
     trace = Trace.collect([prompt(), chosen(3, text="hm"), chosen(4, "answer", "42")], ABOUT)
     assert trace.text() == "<|u|>abhm42"
