@@ -18,6 +18,7 @@ from typing import ParamSpec, Self
 
 from k2lab.agent.tools import Tool, tool
 from k2lab.errors import InputError
+from k2lab.text.messages import without_surrogates
 from k2lab.world.calculator import calculate
 from k2lab.world.facts import CITIES, INVOICES, ITEMS, MONTHS, UNITS, facts
 
@@ -49,6 +50,10 @@ COMMON_YEAR = 2025
 
 STEPS = 200_000
 """Steps of SQLite's virtual machine that one query may take."""
+
+LONGEST, LONGEST_PATTERN = 2_000, 40
+"""Bytes of a value, and of a pattern of LIKE: one step matches the one with the other, and is not
+interrupted meanwhile."""
 
 READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION})
 
@@ -96,7 +101,8 @@ class World:
         self._database.executemany("INSERT INTO makers VALUES (?, ?)", known.makers.items())
         self._database.executemany("INSERT INTO homes VALUES (?, ?)", known.homes.items())
         self._database.execute("COMMIT")
-        self._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+        self._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+        self._database.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, LONGEST_PATTERN)
         self._database.set_authorizer(_only_reading)
 
     def __enter__(self) -> Self:
@@ -171,7 +177,8 @@ class World:
         result = value * UNITS[unit][1] / UNITS[to][1]
         if result.denominator == 1:
             return str(result.numerator)
-        return f"{float(result):.6f}".rstrip("0")
+        whole, millionths = divmod(abs(round(result * 10**6)), 10**6)  # exact, as no float is
+        return f"{'-' * (result < 0)}{whole}.{millionths:06d}".rstrip("0")
 
     def next_item(self) -> str:
         """Take the next number from the queue, or done when the queue is empty."""
@@ -183,7 +190,7 @@ class World:
         with self._lock:
             self._database.set_progress_handler(lambda: 1, STEPS)
             try:
-                rows = self._database.execute(query).fetchmany(ROWS)
+                rows = self._database.execute(without_surrogates(query)).fetchmany(ROWS)
             except (sqlite3.Error, sqlite3.Warning) as error:
                 raise InputError(
                     f"cannot read with this query: {error}",
@@ -259,7 +266,8 @@ class World:
 
     def _one(self, query: str, name: str) -> str:
         with self._lock:
-            row = self._database.execute(query, (name,)).fetchone()
+            # cut, it still is longer than any name that is there
+            row = self._database.execute(query, (without_surrogates(name)[:100],)).fetchone()
         if row is None:
             raise InputError(
                 f"{name[:40]} is unknown",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from k2lab.agent.tools import Outcome, call, declare
+from k2lab.errors import InputError
 from k2lab.world.facts import CITIES, ITEMS, facts
 from k2lab.world.tools import Hostile, World, Wrong
 
@@ -47,6 +48,10 @@ def test_names_are_found_whatever_their_case_and_unknown_ones_are_told(world: Wo
     assert use(world, "price", '{"item": "Tent"}').ok
     assert use(world, "price", '{"item": "dragon"}') == Outcome("error: dragon is unknown", False)
     assert not use(world, "price", '{"item": "tent\' OR 1=1 --"}').ok
+    for odd in ("\ud800", "tent" * 1000):
+        with pytest.raises(InputError, match="is unknown"):
+            world.price(odd)
+    assert world.sql("SELECT '\ud800'") == "\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,9 @@ def test_names_are_found_whatever_their_case_and_unknown_ones_are_told(world: Wo
         (1500, "m", "km", "1.5"),
         (-2, "kg", "g", "-2000"),
         (1, "seconds", "days", "0.000012"),
+        (-1, "seconds", "days", "-0.000012"),
+        (10**17 + 1, "m", "km", "100000000000000.001"),
+        (10**400 + 1, "m", "km", f"{10**397}.001"),
     ],
 )
 def test_conversion(world: World, value: int, unit: str, to: str, result: str) -> None:
@@ -104,6 +112,7 @@ def test_sql_reads(world: World) -> None:
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n",
         "SELECT sum(a.price) FROM items a, items b, items c, items d, items e",
         "SELECT length(zeroblob(1000000000))",
+        "SELECT replace(hex(zeroblob(900)), '0', 'a') LIKE replace(hex(zeroblob(30)), '0', 'a')",
         "nonsense",
     ],
 )
