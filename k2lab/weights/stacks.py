@@ -39,7 +39,10 @@ class Stack:
     def apart(self) -> bool:
         """Whether one expert after the other is computed, from its codes."""
         weights = PER_WORD * (self.gate_up[0].numel() + self.down[0].numel())
-        return self.gate_up.dtype == torch.int32 and self.gate_up.is_cpu and weights >= LARGE
+        scale = self.down_scale
+        # The kernel reads the scales of INT4 codes as bfloat16, which other dtypes are not.
+        coded = scale is not None and scale.dtype == torch.bfloat16
+        return coded and self.gate_up.is_cpu and weights >= LARGE
 
     def take(self, ids: Tensor) -> "Stack":
         """Only the experts `ids`, in their order."""

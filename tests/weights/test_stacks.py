@@ -12,6 +12,8 @@ from k2lab.engine.taps import untouched
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
 from k2lab.spec.config import K2_NANO, K2Config
+from k2lab.tensors import int4
+from k2lab.tensors.linear import expert_rows
 from k2lab.tensors.shards import Shards
 from k2lab.weights import stacks
 from k2lab.weights.budget import Offload, needs
@@ -75,3 +77,16 @@ def test_no_more_are_expanded_at_once_than_was_said(monkeypatch: pytest.MonkeyPa
     assert torch.equal(stack.rows(x, places, at_once=2), whole)
     assert max(sizes) == 2
     assert sum(sizes) == len(places.unique())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_scales_of_another_dtype_are_read_as_what_they_are(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "LARGE", 0)
+    (gate_up, some), (down, others) = map(int4.quantise, torch.randn(2, 4 * 64, 64))
+    words = int4.pack(gate_up).view(2, 2, 64, 8), int4.pack(down)[:128].view(2, 64, 8)
+    scales = some.to(dtype).view(2, 2, 64, 2), others[:128].to(dtype).view(2, 64, 2)
+    stack, x, places = Stack(*words, *scales), torch.randn(3, 64), torch.tensor([[0], [1], [0]])
+    expected = expert_rows(x, places, *stack.expand(torch.float32))
+    assert torch.equal(stack.rows(x, places, at_once=2), expected)
