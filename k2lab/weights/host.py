@@ -60,10 +60,10 @@ class Host:
     def _slab(self, at: int, expert: int, place: Tensor | None) -> Iterator[tuple[Tensor, int]]:
         """One expert, for the time of the block, and bytes read for it; in `place` if not kept."""
         slot, present = self._claim(at, expert)
+        if slot is None:
+            yield from self._passing(at, expert, place)
+            return
         try:
-            if slot is None:
-                yield from self._passing(at, expert, place)
-                return
             slab, read = self._arena[at, slot], 0
             if not present:
                 try:

@@ -230,12 +230,13 @@ class Tiered:
 
     def _arrive(self, at: int, frame: int, slot: int) -> None:
         """Wait until this slot is filled; where it cannot be, its expert is no longer there."""
-        job = self._pending.pop((frame, slot), None)
+        job = self._pending.get((frame, slot))
         if job is None:
             return
         began = time.perf_counter()
-        failed = job.exception()
+        failed = job.exception()  # may be left by ^C: the next run waits for it again
         seconds = time.perf_counter() - began
+        del self._pending[frame, slot]
         self._ledger.stall_seconds += seconds
         self._moves.stall[at] += seconds
         if failed is None:

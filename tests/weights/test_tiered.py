@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 import k2lab
 from k2lab.engine.events import ExpertsMoved, Routed
 from k2lab.engine.taps import untouched, watch
-from k2lab.errors import BudgetError
+from k2lab.errors import BudgetError, CheckpointError
 from k2lab.lab import Lab
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -31,7 +31,8 @@ from k2lab.tensors import int4cpu
 from k2lab.tensors.shards import Shards
 from k2lab.weights import forms, resident, stacks, tiered
 from k2lab.weights.budget import Offload, needs
-from k2lab.weights.links import Direct, Event
+from k2lab.weights.host import Host
+from k2lab.weights.links import Direct, Event, Past
 from k2lab.weights.residency import by_name, simulate
 from k2lab.weights.resident import Resident
 from k2lab.weights.slab import Slabs
@@ -560,6 +561,59 @@ def test_a_stopped_run_leaves_a_store_that_works(tiny: Checkpoint) -> None:
         with pytest.raises(KeyboardInterrupt), torch.inference_mode():
             model(torch.tensor([[9, 8, 7]]), model.step(3, cache=None, tap=stop))
     assert same(outputs(model), outputs(tiny.resident()))
+
+
+def test_an_interrupted_wait_for_an_expert_that_cannot_come_is_not_forgotten(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.tiered(4)
+    with monkeypatch.context() as damaged:
+
+        def fail(*_: object) -> int:
+            raise CheckpointError("The disk is gone.", expected="a disk.", mend="Bring it back.")
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        damaged.setattr(Slabs, "read_into", fail)
+        damaged.setattr(Future, "exception", interrupt)  # where ^C finds whoever waits
+        with pytest.raises(KeyboardInterrupt):
+            outputs(model)
+    assert same(outputs(model), outputs(tiny.resident()))
+
+
+def test_an_expert_that_is_still_being_read_is_given_to_nobody(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tiny.config, tiny.slabs, tiny.offload(4, host_budget=2**20), Direct())
+    real, begun, gate, got = Slabs.read_into, threading.Event(), threading.Event(), {}
+
+    def read(self: Slabs, layer: int, expert: int, slab: Any) -> int:
+        if not begun.is_set():  # the first reads until the others have come and gone
+            begun.set()
+            assert gate.wait(10)
+        return real(self, layer, expert, slab)
+
+    class Slots:
+        def place(self, frame: int, slot: int) -> None: ...
+
+        def fill(self, frame: int, slot: int, slab: Tensor, after: Event) -> Event:
+            got[slot] = slab.clone()
+            return Past()
+
+    def bring(slot: int) -> None:
+        host.bring(0, 5, Slots(), 0, slot, Past())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Slabs, "read_into", read)
+    first = threading.Thread(target=bring, args=(0,))
+    first.start()
+    assert begun.wait(10)
+    bring(1)
+    bring(2)
+    gate.set()
+    first.join()
+    assert torch.equal(got[1], got[0])
+    assert torch.equal(got[2], got[0])
 
 
 LOAD = """
