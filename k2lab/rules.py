@@ -9,7 +9,7 @@ rules mean (`agent/policy.py`, `agent/mandate.py`, `agent/journal.py`).
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -75,23 +75,37 @@ class Rules:
         *,
         memory: Memory | None = None,
     ) -> "Rules":
-        """The rules from what may be one or several."""
-        policies = (policy,) if callable(policy) else policy
-        mandates = (mandate,) if isinstance(mandate, Mandate) else tuple(mandate or ())
-        if isinstance(secrets, str) or not all(isinstance(each, Mandate) for each in mandates):
+        """The rules from what may be one or several; InputError for what is of another kind."""
+        policies, mandates, texts = map(_several, (policy, mandate, secrets))
+        fits = {
+            "policy": all(map(callable, policies)),
+            "mandate": all(isinstance(each, Mandate) for each in mandates),
+            "approve": approve is None or callable(approve),
+            "journal": isinstance(journal, str | Path | None),
+            "secrets": texts != (secrets,) and all(isinstance(each, str) for each in texts),
+            "memory": isinstance(memory, Memory | None),
+        }
+        if wrong := [name for name in fits if not fits[name]]:
             raise InputError(
-                "The rules have a mandate or secrets of another kind.",
-                expected="a Mandate or a list of them, and a list of secret texts.",
+                f"The rules have {' and '.join(wrong)} of another kind.",
+                expected="functions as policy and approve, a Mandate or a list of them, a path as "
+                "journal, a list of secret texts, and a Memory.",
                 mend="Load a mandate with `Mandate.load`; put a single secret into a list.",
             )
         return cls(
-            policy=None if policies is None else tuple(policies),
+            policy=None if policy is None else policies,
             mandates=mandates,
             approve=approve,
             journal=None if journal is None else Path(journal),
-            secrets=tuple(secrets),
+            secrets=texts,
             memory=memory,
         )
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """What may be one, several or None, as a tuple."""
+    one = isinstance(value, str) or not isinstance(value, Iterable)
+    return () if value is None else (value,) if one else tuple(value)
 
 
 class Given(TypedDict, total=False):
@@ -129,8 +143,15 @@ def bound(given: Limited) -> tuple[Budget, Rules]:
             expected=f"one of {', '.join(options)}.",
             mend=" ".join([*near, "A temperature goes to the sampler, sampled(temperature=…)."]),
         )
+    budget = given.get("budget")
+    if not isinstance(budget, Budget | None):
+        raise InputError(
+            f"The budget is {budget!r:.80}.",
+            expected="a Budget, such as Budget(tokens=500).",
+            mend="It is in k2lab.agent.budget.",
+        )
     rules: dict[str, Any] = {name: value for name, value in given.items() if name != "budget"}
-    return given.get("budget") or Budget(), Rules.of(**rules)
+    return budget or Budget(), Rules.of(**rules)
 
 
 class Desk:

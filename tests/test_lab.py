@@ -139,6 +139,14 @@ def test_generation_refuses_what_are_no_ids(bad: Any, lab: Lab) -> None:
         ("Hello", {"tools": [len]}, "One of the tools is <built-in function len>.*@tool"),
         ("Hello", {"temperature": 1.0}, "no option 'temperature'.*sampled"),
         ("Hello", {"polcy": ()}, "Write 'policy'"),
+        ("Hello", {"budget": 100}, "The budget is 100.*Budget"),
+        ("Hello", {"budget": 0}, "The budget is 0"),
+        ("Hello", {"policy": ["deny"]}, "have policy of another kind"),
+        ("Hello", {"policy": 5, "mandate": 5}, "policy and mandate of another kind"),
+        ("Hello", {"approve": "yes"}, "approve of another kind"),
+        ("Hello", {"journal": 5, "memory": "x"}, "journal and memory of another kind"),
+        ("Hello", {"secrets": [1]}, "secrets of another kind"),
+        ("Hello", {"secrets": "one"}, "secrets of another kind"),
     ],
 )
 def test_what_a_run_cannot_be_made_of_is_named_at_once(
