@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from k2lab.engine.edits import Edit, SwapRouter, ZeroHeads, to_json
+from k2lab.engine.edits import Edit, SwapRouter, ZeroHeads, to_json, whole
 from k2lab.engine.events import Kind
 from k2lab.engine.generate import CHUNK
 from k2lab.engine.line import END, Line, Stretch
@@ -123,10 +123,11 @@ def experiment(
     model: K2, subject: Subject, edits: Sequence[Edit], *, controls: int = 12, seed: int = 0
 ) -> Experiment:
     """Treatment against as many different controls as there are, at most `controls`."""
-    if controls < 1 or not edits:
+    wholes = whole(controls), whole(seed)
+    if not edits or None in wholes or controls < 1 or seed < 0:
         raise InputError(
-            f"An experiment with {len(edits)} edits and {controls} controls.",
-            expected="at least one of each.",
+            f"An experiment with {len(edits)} edits, {controls!r} controls and the seed {seed!r}.",
+            expected="at least one edit and one control, and a whole number from 0 as seed.",
             mend="Give the edits as records or JSON, and controls=12 or so.",
         )
     random = np.random.default_rng(seed)

@@ -109,10 +109,10 @@ def generate(
     """
     chosen = tuple(FAMILIES if families is None else families)
     _check(chosen, weights or {}, split)
-    if queue_length is not None and queue_length < 1:
+    if queue_length is not None and (queue_length < 1 or "queue" not in chosen):
         raise InputError(
-            f"A queue of length {queue_length} is no task.",
-            expected="At least 1.",
+            f"A queue of length {queue_length} in tasks of {', '.join(chosen)}.",
+            expected="A length of at least 1, for tasks of the family queue.",
             mend="Give another length, or leave it out.",
         )
     cumulative = list(accumulate((weights or {}).get(family, 1.0) for family in chosen))

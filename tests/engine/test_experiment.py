@@ -211,3 +211,11 @@ def test_experiments_without_a_control_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         experiment(model, subject, edits, controls=controls)
+
+
+@pytest.mark.parametrize("options", [{"seed": -1}, {"seed": 0.5}, {"controls": 2.5}])
+def test_an_experiment_has_a_whole_number_of_controls_and_a_seed(
+    options: Any, model: K2, subject: Subject
+) -> None:
+    with pytest.raises(InputError, match="a whole number from 0 as seed"):
+        experiment(model, subject, [ZeroExperts(layer=1, experts=(1,))], **options)

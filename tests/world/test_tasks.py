@@ -130,6 +130,7 @@ def test_wrong_requests_are_refused() -> None:
         {"split": "train", "families": []},
         {"split": "train", "weights": {"sum": -1.0}},
         {"split": "train", "queue_length": 0},
+        {"split": "train", "queue_length": 5, "families": ["sum"]},  # it would do nothing
         {"split": "train", "weights": {"sums": 1.0}},
         {"split": "train", "families": ["sum"], "weights": {"sum": 0.0}},
         {"split": "train", "weights": {"sum": float("nan")}},
