@@ -16,7 +16,7 @@ import os
 import secrets as random_bytes
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,9 @@ class Journal:
                 expected="the name of a new file: a journal is never written over.",
                 mend="Give another name, or go on with it: `k2lab.resume`.",
             ) from error
+        except OSError as error:
+            folder = "a new file in a folder that is there and may be written to"
+            raise _unusable(path, "made", error, folder) from error
         _lock(file, path)
         made = cls(path, file, key, Veil(secrets, run), tokenizer)
         made.run = run
@@ -113,14 +116,14 @@ class Journal:
     ) -> "tuple[Journal, list[Record]]":
         """The journal to go on with, and what it holds; a torn last line is cut and recorded.
 
-        Raises JournalError where anything else is wrong with it.
+        Raises JournalError where anything else is wrong with it, or secrets are missing.
         """
         key = key or Key.own()
         file = os.open(path, os.O_RDWR | os.O_APPEND)
         _lock(file, path)
-        data = path.read_bytes()
+        kept, data = _kept(checkpoint_of(path)), path.read_bytes()
         records, problems, torn = _read(data)
-        problems += _against_checkpoint(path, records, data, [key.public])
+        problems += _against_checkpoint(kept, records, data, [key.public])
         if problems or not records or records[0].facts.get("key") != key.public:
             os.close(file)
             why = problems[0] if problems else "it was not written with this key"
@@ -131,23 +134,23 @@ class Journal:
             )
         made = cls(path, file, key, Veil(secrets, records[0].facts["run"]), tokenizer)
         made.run = records[0].facts["run"]
-        kept = data[: len(data) - len(torn)]
-        made._last = _hash(kept.split(b"\n")[-2] + b"\n")
+        whole = data[: len(data) - len(torn)]
+        made._last = _hash(whole.split(b"\n")[-2] + b"\n")
         made._count = len(records)
         turns = [each.facts for each in records if each.kind == "turn"]
         made._turns = {
             (each["step"], each.get("context", 0)): length(each["chosen"]) for each in turns
         }
         made._opened = any(each.kind == "opened" for each in records)
+        records = [made._shown(each) for each in records]
         if torn:
-            os.ftruncate(file, len(kept))
+            os.ftruncate(file, len(whole))
             made.note("cut", bytes=len(torn), sha256=hashlib.sha256(torn).hexdigest())
         return made, records
 
-    @property
-    def veil(self) -> Veil:
-        """What hides secrets in this journal, and shows them again."""
-        return self._veil
+    def tokens(self, hidden: Any) -> Prompt:
+        """The tokens of a record."""
+        return self._veil.show_tokens(hidden, self._tokenizer)
 
     def note(self, kind: str, **facts: Any) -> None:
         """Write one record; on disk when this returns, if the kind is `DURABLE`."""
@@ -165,6 +168,10 @@ class Journal:
             self._turns[place] = len(chosen)
             facts["given"] = self._tokens(facts["given"])
             facts["chosen"] = self._tokens(as_given(chosen, self._tokenizer))
+        elif kind == "asked":
+            text = json.dumps(facts["arguments"], ensure_ascii=False)
+            if self._veil.hide(text) != text:  # as one text: a secret may be a number
+                facts["arguments"] = text
         self._write(kind, facts)
         if kind in DURABLE:
             os.fsync(self._file)
@@ -205,6 +212,20 @@ class Journal:
         draft.write_bytes(sealed)
         draft.replace(checkpoint_of(self.path))
 
+    def _shown(self, record: Record) -> Record:
+        """The record with its secrets."""
+        facts = self._veil.show(record.facts)
+        if self._veil.missing(facts):
+            self.close()
+            raise JournalError(
+                "The journal has secrets that are not at hand.",
+                expected="the run's secrets.",
+                mend="Give what is missing as `secrets=`, or begin a new run with `lab.run`.",
+            )
+        if record.kind == "asked" and isinstance(facts["arguments"], str):
+            facts["arguments"] = json.loads(facts["arguments"])
+        return replace(record, facts=facts)
+
     def _tokens(self, prompt: Prompt | None) -> Any:
         return None if prompt is None else self._veil.hide_tokens(prompt, self._tokenizer)
 
@@ -216,7 +237,7 @@ def checkpoint_of(path: Path) -> Path:
 
 def read(path: Path) -> list[Record]:
     """The records up to the first that is not as it was written; `verify` says what is wrong."""
-    return _read(path.read_bytes())[0]
+    return _read(_bytes(path))[0]
 
 
 def verify(path: Path, *, trusted: Iterable[str] = (), checkpoint: Path | None = None) -> Verdict:
@@ -225,13 +246,14 @@ def verify(path: Path, *, trusted: Iterable[str] = (), checkpoint: Path | None =
     `trusted` are public keys; without one, whoever began the journal is believed to be who they
     are, and the verdict says so. `checkpoint` is one that was kept elsewhere.
     """
-    data, known = path.read_bytes(), list(trusted)
+    # The checkpoint first: a run that goes on may add lines and renew it in between.
+    kept = _kept(checkpoint or checkpoint_of(path))
+    data, known = _bytes(path), list(trusted)
     records, problems, torn = _read(data)
     signer = str(records[0].facts.get("key", "")) if records else ""
     if known and signer not in known:
         problems.append(f"it is signed by {signer[:16] or 'nobody'}…, whom nobody here knows")
-    against = checkpoint or checkpoint_of(path)
-    problems += _against_checkpoint(path, records, data, known or [signer], against)
+    problems += _against_checkpoint(kept, records, data, known or [signer])
     last = next((each for each in reversed(records) if each.kind in ("ended", "resumed")), None)
     return Verdict(
         run=str(records[0].facts.get("run", "")) if records else "",
@@ -239,7 +261,7 @@ def verify(path: Path, *, trusted: Iterable[str] = (), checkpoint: Path | None =
         problems=tuple(problems),
         signed_by=signer,
         known_signer=signer in known,
-        checkpoint=against.exists(),
+        checkpoint=kept is not None,
         torn=len(torn),
         ended=last.facts["reason"] if last is not None and last.kind == "ended" else "",
     )
@@ -261,7 +283,7 @@ def _read(data: bytes) -> tuple[list[Record], list[str], bytes]:
             facts = json.loads(line)
             number_, kind = facts.pop("n"), facts.pop("kind")
             told, key = facts.pop("before"), key or str(facts["key"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return records, [f"line {number} is not a record"], torn
         if (
             not seal
@@ -277,23 +299,36 @@ def _read(data: bytes) -> tuple[list[Record], list[str], bytes]:
     return records, [], torn
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unusable(path, "read", error, "a file that a run wrote as its journal") from error
+
+
+def _unusable(path: Path, what: str, error: OSError, expected: str) -> JournalError:
+    return JournalError(
+        f"{path} cannot be {what}: {error.strerror}.",
+        expected=f"{expected}.",
+        mend="Correct the path, or what may be done there.",
+    )
+
+
+def _kept(checkpoint: Path) -> bytes | None:
+    return _bytes(checkpoint) if checkpoint.exists() else None
+
+
 def _against_checkpoint(
-    path: Path,
-    records: list[Record],
-    data: bytes,
-    keys: list[str],
-    checkpoint: Path | None = None,
+    line: bytes | None, records: list[Record], data: bytes, keys: list[str]
 ) -> list[str]:
     """What a checkpoint says against a journal; nothing where there is none."""
-    kept = checkpoint or checkpoint_of(path)
-    if not kept.exists():
+    if line is None:
         return []
-    line = kept.read_bytes()
     body, _, signature = line.rpartition(_SEAL)
     try:
         statement = json.loads(line)
         run, lines, last = statement["run"], statement["lines"], statement["last"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ["its checkpoint is not a statement"]
     signed = signature[: -len(_END)].decode("latin-1")
     if not any(verified(key, signed, body) for key in keys):

@@ -48,7 +48,7 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
     opened = next((each for each in records if each.kind == "opened"), None)
     if opened is None:
         raise _no_way_on("The run was interrupted before it began", "a run with a prompt")
-    prompt, earlier = _tokens(opened.facts["given"], journal, mind), list[Prompt]()
+    prompt, earlier = journal.tokens(opened.facts["given"]), list[Prompt]()
     turns = _turns(records)
     lasts = {number: facts for (number, _), facts in turns.items()}  # a turn may have parts
     turn, before = tuple[int, ...](), -1
@@ -60,14 +60,14 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
             first += len(prompt.ids)
             prompt = NOTHING
         if facts["given"] is not None:
-            prompt += _tokens(facts["given"], journal, mind)
-        chosen = _tokens(facts["chosen"], journal, mind)
+            prompt += journal.tokens(facts["given"])
+        chosen = journal.tokens(facts["chosen"])
         begins.append(first + len(prompt.ids))
         tokens += len(chosen.ids) - (len(turn) if number == before else 0)
         prompt, turn, before = prompt + chosen, chosen.ids, number
         if number < step and facts is lasts[number]:
             events += _events(number, chosen.ids, first + len(prompt.ids), records, mind)
-    recalled, unknown = _outcomes(records, step, journal)
+    recalled, unknown = _outcomes(records, step)
     for key in unknown:
         recalled[key] = Outcome(UNKNOWN, ok=False)
         journal.note("answered", key=key, content=UNKNOWN, ok=False)
@@ -86,7 +86,7 @@ def stand(records: Sequence[Record], journal: Journal, mind: Mind) -> Interrupte
     )
     answered = {each.facts["key"] for each in records if each.kind == "answered"}
     made = tuple(
-        (key, each["name"], canonical_arguments(_json(each, journal)))
+        (key, each["name"], canonical_arguments(json.dumps(each["arguments"])))
         for key, each in asked.items()
         if key in answered
     )
@@ -147,9 +147,7 @@ def _events(
             yield ToolAnswered(key, call.name, answer["content"], ok=answer["ok"], seconds=0.0)
 
 
-def _outcomes(
-    records: Sequence[Record], step: int, journal: Journal
-) -> tuple[dict[str, Outcome], list[str]]:
+def _outcomes(records: Sequence[Record], step: int) -> tuple[dict[str, Outcome], list[str]]:
     """Of the last turn's calls: known outcomes, and keys of those that nobody knows."""
     recalled: dict[str, Outcome] = {}
     begun: dict[str, str] = {}
@@ -160,20 +158,9 @@ def _outcomes(
         if each.kind == "asked":
             begun[facts["key"]] = facts["effect"]
         else:
-            content = journal.veil.show(facts["content"])
-            recalled[facts["key"]] = Outcome(content, ok=facts["ok"])
+            recalled[facts["key"]] = Outcome(facts["content"], ok=facts["ok"])
     dangling = begun.keys() - recalled.keys()
     return recalled, sorted(key for key in dangling if begun[key] == "writes")
-
-
-def _tokens(hidden: Any, journal: Journal, mind: Mind) -> Prompt:
-    if journal.veil.missing(hidden):
-        raise _no_way_on("The journal has secrets that are not at hand", "the run's secrets")
-    return journal.veil.show_tokens(hidden, mind.tokenizer)
-
-
-def _json(facts: Mapping[str, Any], journal: Journal) -> str:
-    return journal.veil.show(json.dumps(facts["arguments"], ensure_ascii=False))
 
 
 def _no_way_on(found: str, expected: str) -> JournalError:

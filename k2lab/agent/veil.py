@@ -37,11 +37,15 @@ class Veil:
             return [self.hide(each) for each in value]
         return value
 
-    def show(self, text: str) -> str:
-        """The text as it was, as far as its secrets are among ours."""
-        for form, mark in self._marks.items():
-            text = text.replace(mark, form)
-        return text
+    def show(self, value: Any) -> Any:
+        """The value as it was, as far as its secrets are among ours."""
+        if isinstance(value, str):
+            for form, mark in reversed(self._marks.items()):  # a later one may stand in a mark
+                value = value.replace(mark, form)
+            return value
+        if isinstance(value, dict):
+            return {self.show(name): self.show(each) for name, each in value.items()}
+        return [self.show(each) for each in value] if isinstance(value, list) else value
 
     def hide_tokens(self, prompt: Prompt, tokenizer: Tokenizer) -> Any:
         """The tokens as JSON: ids with their kinds; texts where they would tell a secret."""
@@ -80,9 +84,8 @@ class Veil:
         return Prompt(tuple(ids), tuple(pieces(ids, tokenizer)), tuple(kinds))
 
     def missing(self, hidden: Any) -> bool:
-        """Whether the tokens have a secret that is not among ours."""
-        texts = [part for _, part in hidden.get("parts", ()) if isinstance(part, str)]
-        return any(_OPEN in self.show(text) for text in texts)
+        """Whether the value, JSON types, has a secret that is not among ours."""
+        return _OPEN in json.dumps(self.show(hidden), ensure_ascii=False)
 
 
 _OPEN, _CLOSE = "⟨secret sha256:", "⟩"

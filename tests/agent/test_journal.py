@@ -178,4 +178,57 @@ def test_secrets_are_hashed_and_not_written(tmp_path: Path, tiny_tokenizer: Toke
     assert b"hunter2" not in path.read_bytes()
     assert str(list(ids[4:8]))[1:-1].replace(" ", "").encode() not in path.read_bytes()
     opened = next(each for each in read(path) if each.kind == "opened")
-    assert journal.veil.show_tokens(opened.facts["given"], tiny_tokenizer).ids == ids
+    assert journal.tokens(opened.facts["given"]).ids == ids
+
+
+def test_a_secret_in_a_number_is_hidden_and_had_again(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    path, arguments = tmp_path / "j", {"pin": 48213377, "to": ["Ada"]}
+    journal = Journal.begin(path, tiny_tokenizer, key=KEY, secrets=["48213377"])
+    journal.note("asked", key="0.0", name="log", arguments=arguments)
+    journal.close()
+    assert b"48213377" not in path.read_bytes()
+    again, records = Journal.reopen(path, tiny_tokenizer, key=KEY, secrets=["48213377"])
+    again.close()
+    assert records[1].facts["arguments"] == arguments
+
+
+def test_a_result_with_a_secret_is_not_gone_on_with_without_it(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    path, secret = tmp_path / "j", "hunter2hunter2"
+    journal = Journal.begin(path, tiny_tokenizer, key=KEY, secrets=[secret])
+    journal.note("answered", key="0.0", content=f"it is {secret}", ok=True)
+    journal.close()
+    with pytest.raises(JournalError, match="secrets that are not at hand"):
+        Journal.reopen(path, tiny_tokenizer, key=KEY)
+    again, records = Journal.reopen(path, tiny_tokenizer, key=KEY, secrets=[secret])
+    again.close()
+    assert records[1].facts["content"] == f"it is {secret}"
+
+
+def test_a_journal_that_grows_while_it_is_checked_is_whole(
+    path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, _ = Journal.reopen(path, tiny_tokenizer, key=KEY)
+    read_bytes = Path.read_bytes
+
+    def growing(each: Path) -> bytes:
+        data = read_bytes(each)
+        journal.note("ended", reason="answer", detail="")
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", growing)
+    assert check(path) == ()
+    journal.close()
+
+
+def test_what_is_no_journal_is_named(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    deep = tmp_path / "deep"
+    deep.write_bytes(b"[" * 200_000 + b"\n")
+    assert check(deep) == ("line 0 is not a record", *check(deep)[1:])
+    with pytest.raises(JournalError, match=r"cannot be read.*Correct the path"):
+        verify(tmp_path)
+    with pytest.raises(JournalError, match=r"cannot be made.*Correct the path"):
+        Journal.begin(tmp_path / "no" / "j", tiny_tokenizer, key=KEY)

@@ -52,3 +52,8 @@ def test_tokens_with_a_secret_are_had_again_with_it_alone(
 
 def test_what_is_too_short_to_be_a_secret_is_left() -> None:
     assert Veil(["abc", ""], "salt").hide("abcabc") == "abcabc"
+
+
+def test_a_secret_that_stands_in_the_mark_of_another_is_had_again_too() -> None:
+    veil, text = Veil(["correct horse", "secret", "sha256"], "salt"), "a secret: correct horse"
+    assert veil.show(veil.hide({"a": [text]})) == {"a": [text]}
