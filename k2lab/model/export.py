@@ -5,15 +5,18 @@
 takes 3.5 times the room at K2's size. Not here: what is in the tensors (`spec/keys.py`).
 """
 
+import errno
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +30,7 @@ from k2lab.weights.dense import SCALE
 
 SINGLE_LIMIT = 2**31  # bytes up to which all tensors go into one file
 SUMS = "SHA256SUMS"
+PART = ".part"  # in a folder, what is being written
 CARDS = ("CARD.md", "README.md")  # what tells people about a checkpoint
 FORM = """\
 > All weights of this copy are in bfloat16, written by `k2lab export`. What follows is the card of
@@ -39,11 +43,13 @@ PEER_MODEL_TYPE = "deepseek_v3"  # the name under which transformers knows this 
 
 def export_native(source: Path, target: Path) -> Path:
     """`target`, holding the checkpoint's files as they are."""
-    check(Shards(source), K2Config.from_json(source))
-    _prepare(source, target)
-    for file in _files(source):
-        shutil.copy2(file, target / file.name)
-    write_sums(target)
+    config = K2Config.from_json(source)
+    check(Shards(source), config)
+    with written_whole(target) as part:
+        _check_room(config, target, part)
+        for file in _files(source):
+            shutil.copyfile(file, part / file.name)
+        write_sums(part)
     return target
 
 
@@ -51,15 +57,59 @@ def export_transformers(source: Path, target: Path) -> Path:
     """`target`, holding the checkpoint in bfloat16 as `DeepseekV3ForCausalLM` reads it."""
     shards, config = Shards(source), K2Config.from_json(source)
     check(shards, config)
-    _prepare(source, target)
-    for file in _files(source):
-        if file.name in CARDS:
-            text = _card(file.read_text(encoding="utf-8", errors="replace"))
-            (target / file.name).write_text(text, encoding="utf-8")
-        elif file.suffix != ".safetensors" and file.name not in ("config.json", INDEX, SUMS):
-            shutil.copy2(file, target / file.name)
     flat = replace(config, model_type=PEER_MODEL_TYPE, quantization_config=None, dtype="bfloat16")
-    return write_checkpoint(target, flat, _plain(shards, flat))
+    with written_whole(target) as part:
+        _check_room(flat, target, part)
+        for file in _files(source):
+            if file.name in CARDS:
+                text = _card(file.read_text(encoding="utf-8", errors="replace"))
+                (part / file.name).write_text(text, encoding="utf-8")
+            elif file.suffix != ".safetensors" and file.name not in ("config.json", INDEX, SUMS):
+                shutil.copyfile(file, part / file.name)
+        write_checkpoint(part, flat, _plain(shards, flat))
+    return target
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A place inside `folder`, new or empty, for files that come to be its own once all are there.
+
+    InputError where the folder holds something. Writing that is broken off leaves nothing behind.
+    config.json comes last, so that at no time there is half a checkpoint under the folder's name.
+    """
+    new = not folder.exists()
+    if not new and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} is there already and is not an empty folder.",
+            expected="a new or empty folder.",
+            mend="Name another folder, or remove this one.",
+        )
+    part = folder / PART
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
+            file.rename(folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if new:
+            with suppress(OSError):  # it holds the checkpoint
+                folder.rmdir()
+
+
+def no_room(size: int, free: int, folder: Path, mend: str) -> InputError:
+    """The refusal of a checkpoint of `size` bytes where the disk has `free` to spare."""
+    return InputError(
+        f"A checkpoint of {size:,} bytes for {folder}, where {max(free, 0):,} are to spare.",
+        expected="room for all of its files.",
+        mend=mend,
+    )
+
+
+def _check_room(config: K2Config, folder: Path, part: Path) -> None:
+    size, free = bytes_on_disk(config), shutil.disk_usage(part).free
+    if size > free:
+        raise no_room(size, free, folder, "Choose another disk.")
 
 
 def write_checkpoint(folder: Path, config: K2Config, named: Iterable[tuple[str, Tensor]]) -> Path:
@@ -142,7 +192,10 @@ def _write_shards(folder: Path, config: K2Config, named: Iterable[tuple[str, Ten
 
 def _save(named: dict[str, Tensor], file: Path) -> None:
     contiguous = {key: value.contiguous() for key, value in named.items()}
-    save_file(contiguous, file, metadata={"format": "pt"})
+    try:
+        save_file(contiguous, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # the disk is full, or would not write
+        raise OSError(errno.EIO, str(error), str(file)) from error
     file.chmod(0o644)  # the library leaves it to its owner alone
 
 
@@ -151,14 +204,3 @@ def _files(folder: Path) -> list[Path]:
     return sorted(
         file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
     )
-
-
-def _prepare(source: Path, target: Path) -> None:
-    """Make the target folder; refuse one that holds something."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(
-            f"{target} is there already and is not an empty folder.",
-            expected=f"a new or empty folder to export {source.name} to.",
-            mend="Name another folder, or remove this one.",
-        )
-    target.mkdir(parents=True, exist_ok=True)

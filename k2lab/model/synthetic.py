@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from k2lab.errors import InputError
+from k2lab.model.export import no_room, written_whole
 from k2lab.paths import asset
 from k2lab.spec.config import K2Config
 from k2lab.spec.costs import bytes_on_disk
@@ -49,14 +50,10 @@ def _silent(count: int) -> None:
 def write_synthetic(config: K2Config, folder: Path, report: Report = _silent) -> Path:
     """`folder`, new, with a checkpoint of this shape; the same bytes for the same config.
 
-    InputError where the folder holds something or the disk is too small. What is being written lies
-    beside it under another name, so that a half checkpoint never has the folder's own.
+    InputError where the folder holds something or the disk is too small; whole or not there.
     """
-    _check_place(config, folder)
-    part = folder.parent / f".{folder.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with written_whole(folder) as part:
+        _check_room(config, folder, part)
         pool = _Pool(config)
         shards: dict[str, list[TensorSpec]] = {}
         for spec in tensors(config):
@@ -66,35 +63,20 @@ def write_synthetic(config: K2Config, folder: Path, report: Report = _silent) ->
             _write_shard(part / name, specs, pool, report)
         index = {"metadata": {"total_size": bytes_on_disk(config)}, "weight_map": places}
         (part / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        _tokenizer(config, folder.name).save(part)
+        _tokenizer(config, folder.absolute().name).save(part)
         text = json.dumps(config.to_json(), indent=2, sort_keys=True)
         (part / "config.json").write_text(text + "\n")
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
-def _check_place(config: K2Config, folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(
-            f"{folder} is there already and is not an empty folder.",
-            expected="a new or empty folder.",
-            mend="Name another folder, or remove this one.",
-        )
-    above = next(each for each in folder.absolute().parents if each.exists())
-    free, size = shutil.disk_usage(above).free - SPARE, bytes_on_disk(config)
+def _check_room(config: K2Config, folder: Path, part: Path) -> None:
+    free, size = shutil.disk_usage(part).free - SPARE, bytes_on_disk(config)
     if size > free:
         layers = config.num_hidden_layers
         while layers and _size(config, layers) > free:
             layers -= 1
-        raise InputError(
-            f"A checkpoint of {size:,} bytes for {folder}, where {max(free, 0):,} are to spare.",
-            expected="room for all of its files.",
-            mend=f"Ask for {layers} layers at most." if layers else "Choose another disk.",
-        )
+        mend = f"Ask for {layers} layers at most." if layers else "Choose another disk."
+        raise no_room(size, free, folder, mend)
 
 
 def _size(config: K2Config, layers: int) -> int:

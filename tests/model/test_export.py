@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,46 @@ def test_a_used_folder_is_never_written_to(small_checkpoint: Path, tmp_path: Pat
     with pytest.raises(InputError, match="not an empty folder"):
         write(small_checkpoint, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("write", [export.export_native, export.export_transformers])
+def test_an_export_that_is_broken_off_leaves_nothing(
+    small_checkpoint: Path, tmp_path: Path, write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "write_sums", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(small_checkpoint, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [export.export_native, export.export_transformers])
+def test_a_disk_too_small_for_the_export_is_refused_at_once(
+    small_checkpoint: Path, tmp_path: Path, write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(0, 0, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="where 1,000 are to spare"):
+        write(small_checkpoint, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_meanwhile_is_an_error_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file") as caught:
+        export._save({"x": torch.ones(1)}, tmp_path / "absent" / "x.safetensors")
+    assert caught.value.filename.endswith("x.safetensors")
+
+
+def test_a_copy_of_files_that_nobody_may_write_is_written(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(small_checkpoint, tmp_path / "source"))
+    for file in source.iterdir():
+        file.chmod(0o444)
+    made = export.export_native(source, tmp_path / "made")
+    assert all(file.stat().st_mode & 0o200 for file in made.iterdir())
 
 
 def test_config_survives_the_export(small_checkpoint: Path, tmp_path: Path) -> None:

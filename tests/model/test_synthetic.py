@@ -138,6 +138,18 @@ def test_a_disk_too_small_is_refused_with_the_layers_that_fit(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_empty_folder_stays_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "POOL", 2**16)
+    monkeypatch.chdir(tmp_path)  # like a disk that is mounted there, nobody can put another for it
+    before = tmp_path.stat().st_ino
+    write_synthetic(CONFIG, Path())
+    assert tmp_path.stat().st_ino == before
+    assert [passed.check for passed in verify(Path())][-1] == "sha256"
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "note").write_text("mine")
     with pytest.raises(InputError, match="not an empty folder"):
