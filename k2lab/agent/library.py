@@ -12,6 +12,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,23 +63,51 @@ class Library:
         self.path = path
         self._lock = threading.RLock()
         self._vectors: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
-        self._database = sqlite3.connect(
-            ":memory:" if path is None else str(path), check_same_thread=False
-        )
+        self._seen = 0  # the file's state, as far as other connections change it, at that time
         try:
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._database.executescript(f"{SCHEMA} PRAGMA user_version = {VERSION};")
+            self._database = sqlite3.connect(
+                ":memory:" if path is None else str(path), check_same_thread=False
+            )
+        except sqlite3.OperationalError as error:
+            raise _unreadable(path, str(error)) from error
+        try:
+            version = self._version() or self._made()
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise _unreadable(path, str(error)) from error
-        if version not in (0, VERSION):
+        if version != VERSION:
             self._database.close()
-            raise _unreadable(path, f"it is of version {version}")
+            what = f"it is of version {version}" if version else "it holds tables of something else"
+            raise _unreadable(path, what)
+
+    def _version(self) -> int:
+        return int(self._database.execute("PRAGMA user_version").fetchone()[0])
+
+    def _made(self) -> int:
+        """The version, where the file was empty: then all of it is made, or nothing."""
+        with self._database as database:
+            database.execute("BEGIN IMMEDIATE")  # one that was quicker has made it already
+            empty = not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            for statement in SCHEMA.split(";") if empty else ():
+                database.execute(statement)
+            if empty:
+                database.execute(f"PRAGMA user_version = {VERSION}")
+            return self._version()
+
+    @contextmanager
+    def _alone(self) -> Iterator[sqlite3.Connection]:
+        """The database, for this thread; what is done there is done as a whole, or not at all."""
+        try:
+            with self._lock, self._database as database:
+                yield database
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # busy, closed or full: not damaged
+                raise
+            raise _unreadable(self.path, str(error)) from error
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._database.execute("SELECT count(*) FROM documents").fetchone()[0])
+        with self._alone() as database:
+            return int(database.execute("SELECT count(*) FROM documents").fetchone()[0])
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -93,7 +122,7 @@ class Library:
                 mend="Name the document after its file or its subject.",
             )
         digest = _digest(text)
-        with self._lock, self._database as database:
+        with self._alone() as database:
             old = database.execute(
                 "SELECT id, sha256 FROM documents WHERE source = ?", (source,)
             ).fetchone()
@@ -126,7 +155,7 @@ class Library:
 
     def forget(self, source: str) -> bool:
         """Whether there was such a document; it is gone."""
-        with self._lock, self._database as database:
+        with self._alone() as database:
             old = database.execute(
                 "SELECT id FROM documents WHERE source = ?", (source,)
             ).fetchone()
@@ -137,7 +166,8 @@ class Library:
 
     def search(self, query: str, k: int = 5) -> tuple[Hit, ...]:
         """The passages that fit best, the best first; none where nothing fits at all."""
-        with self._lock:
+        with self._alone() as database:
+            database.execute("BEGIN")  # one state of the file, whoever else writes to it
             scores: dict[int, float] = {}
             for ranking in (self._by_words(query), self._by_likeness(query)):
                 for place, passage in enumerate(ranking):
@@ -149,8 +179,8 @@ class Library:
         """The text that a citation stands for."""
         source, _, span = citation.rpartition(":")
         found = re.fullmatch(r"(\d+)-(\d+)", span)
-        with self._lock:
-            row = self._database.execute(
+        with self._alone() as database:
+            row = database.execute(
                 "SELECT text, sha256 FROM documents WHERE source = ?", (source,)
             ).fetchone()
         if found is None or row is None or not 0 <= int(found[1]) < int(found[2]) <= len(row[0]):
@@ -175,7 +205,9 @@ class Library:
         return [int(row[0]) for row in rows]
 
     def _by_likeness(self, query: str) -> list[int]:
-        if self._vectors is None:
+        seen = int(self._database.execute("PRAGMA data_version").fetchone()[0])
+        if self._vectors is None or seen != self._seen:
+            self._seen = seen
             rows = self._database.execute("SELECT id, vector FROM passages ORDER BY id").fetchall()
             ids = np.array([row[0] for row in rows], np.int64)
             data = b"".join(row[1] for row in rows)
@@ -259,5 +291,5 @@ def _unreadable(path: str | Path | None, why: str) -> MemoryFileError:
     return MemoryFileError(
         f"The memory {path or 'of this process'} cannot be read: {why}.",
         expected=f"a file that a Library of version {VERSION} wrote.",
-        mend="Name another file, or delete this one and add the documents again.",
+        mend="Name another file; where it is a Library's, delete it and add the documents again.",
     )

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from k2lab.agent import library as library_module
 from k2lab.agent.data import shipped
-from k2lab.agent.library import WIDTH, Library, embedded, passages
+from k2lab.agent.library import SCHEMA, WIDTH, Library, embedded, passages
 from k2lab.errors import InputError, MemoryFileError
 from k2lab.paths import asset
 
@@ -154,3 +155,50 @@ def test_a_search_in_many_passages_takes_little_time() -> None:
     began = time.perf_counter()
     library.search("Entry 1234 is about", 5)
     assert time.perf_counter() - began < 0.5
+
+
+def test_what_another_kernel_writes_and_forgets_is_seen(tmp_path: Path) -> None:
+    here, there = Library(tmp_path / "m"), Library(tmp_path / "m")
+    here.add("a", "The lamp is red.")
+    here.add("b", "The rope is long.")
+    assert here.search("lamp")
+    there.forget("a")
+    assert [hit.source for hit in here.search("lamp rope")] == ["b"]
+    there.add("c", "A lampshade.")
+    assert [hit.source for hit in here.search("lampshades")][:1] == ["c"]  # by likeness alone
+
+
+def test_a_file_that_is_no_library_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "shop"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE customers (name)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(MemoryFileError, match="tables of something else"):
+        Library(path)
+    assert path.read_bytes() == before
+    with pytest.raises(MemoryFileError, match="unable to open"):
+        Library(tmp_path / "no" / "m")
+
+
+def test_a_library_is_made_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(library_module, "SCHEMA", f"{SCHEMA} nonsense;")
+        with pytest.raises(MemoryFileError):
+            Library(tmp_path / "m")
+    made = Library(tmp_path / "m")
+    made.add("a", "The lamp is red.")
+    assert len(Library(tmp_path / "m")) == 1
+
+
+def test_a_file_that_is_damaged_within_is_named(tmp_path: Path) -> None:
+    made = Library(tmp_path / "m")
+    made.add("a", "The lamp is red. " * 2000)
+    made.close()
+    data = bytearray((tmp_path / "m").read_bytes())
+    data[8192:] = b"\xa5" * (len(data) - 8192)
+    (tmp_path / "m").write_bytes(data)
+    with pytest.raises(MemoryFileError, match="cannot be read"):
+        Library(tmp_path / "m").search("lamp")
