@@ -20,6 +20,9 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
+READ = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+"""What is read of a dictionary."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -51,6 +54,13 @@ def message_from_dict(source: Mapping[str, object]) -> Message:
             mend="Pass messages as {'role': 'user', 'content': 'text'}.",
         )
     role = _role(source.get("role"))
+    for key, value in source.items():
+        if value and key not in READ:
+            raise InputError(
+                f"A message of role {role!r} has `{key}`, which would be lost.",
+                expected=f"{', '.join(f'`{each}`' for each in READ)}.",
+                mend=f"Correct the name `{key}`, or remove it.",
+            )
     message = Message(
         role=role,
         content=_content(source.get("content")),

@@ -23,6 +23,7 @@ def test_every_field_is_read() -> None:
         "reasoning_content": "r",
         "tool_calls": [wire(), wire("j", "g", {"a": "é"})],
         "refusal": None,
+        "annotations": [],
     }
     calls = (Call("i", "f", "{}"), Call("j", "g", '{"a": "é"}'))
     assert message_from_dict(said) == Message("assistant", "", "r", calls)
@@ -41,6 +42,9 @@ def test_every_field_is_read() -> None:
         {"role": "robot", "content": "a"},
         {"role": ["user"], "content": "a"},
         {"role": "user", "content": 3},
+        {"role": "user", "contents": "a"},
+        {"role": "assistant", "content": "a", "reasoning": "r"},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "user", "content": b"a"},
         {"role": "user", "content": ["a"]},
         {"role": "user", "content": [{"type": "text", "text": None}]},
