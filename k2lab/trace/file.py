@@ -40,6 +40,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,7 @@ def save(trace: Trace, path: Path, *, redact: bool = False) -> Path:
 
 def write_whole(path: Path, data: bytes) -> Path:
     """`path` with all of `data`, or as it was before; TraceError where it cannot be written."""
-    part = path.parent / f"{path.name}.part"
+    part = path.parent / f"{path.name}.{uuid4().hex}.part"  # another thread may write it too
     try:
         part.write_bytes(data)
         return part.replace(path)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -32,7 +33,7 @@ from k2lab.engine.events import (
 )
 from k2lab.errors import MissingError, TraceError
 from k2lab.trace.figures import figures
-from k2lab.trace.file import HIDDEN, KEY, VERSION, open_trace
+from k2lab.trace.file import HIDDEN, KEY, VERSION, open_trace, write_whole
 from k2lab.trace.mapped import read
 from k2lab.trace.synthetic import synthetic
 from k2lab.trace.trace import About, Facts, Trace
@@ -245,6 +246,13 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing_behind(
             with pytest.raises(TraceError, match=f"{path} cannot be written: "):
                 write(path)
     assert list(tmp_path.rglob("*")) == [folder]
+
+
+def test_a_file_that_others_write_at_the_same_time_is_whole(tmp_path: Path) -> None:
+    path, data = tmp_path / "x", bytes(1_000_000)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: write_whole(path, data), range(40)))
+    assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
