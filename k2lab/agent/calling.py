@@ -200,6 +200,8 @@ def _start(job: Job, number: int, began: float, news: SimpleQueue[_News]) -> _At
         _CURRENT.set(cancel)
         try:
             result: Outcome | Exception = perform(job.tool, job.arguments)
+        except SystemExit as error:  # of the tool's thread alone, which would end without a word
+            result = RuntimeError(f"it called exit({error})")
         except Exception as error:  # noqa: BLE001 - whatever a tool raises, the model gets to read
             result = error
         news.put((job.key, number, result))

@@ -136,16 +136,19 @@ def planned(
 ) -> Workflow:
     """Plan, act, check, redo: one agent says what to do, line by line, another does each line.
 
-    The planner's lines are questions for the doer, who reads earlier results before each. What
-    fails its check is planned anew, with what was wrong.
+    The planner's lines are questions for the doer, who reads earlier results before each, and does
+    none after one that it has not answered. What fails its check is planned anew, with what was
+    wrong.
     """
     _at_least_one("tries", tries)
     request, answers = question, list[str]()
     for _ in range(tries):
         plan = yield from planner.says(request)
         known: list[Mapping[str, Any]] = []
-        said = Said("", "answer", 0)
+        said = replace(plan, text="")
         for line in filter(None, map(str.strip, plan.text.splitlines())):
+            if said.reason != "answer":  # of a plan that broke off nothing is done
+                break
             known.append({"role": "user", "content": line})
             said = yield from doer.says(tuple(known))
             known.append({"role": "assistant", "content": said.text})
@@ -224,6 +227,7 @@ def _at_once(
                         news.put((place, each))
                 except BaseException as error:  # noqa: BLE001 - raised again by who waits
                     news.put((place, error))
+            news.put((0, Halted()))  # whoever waits for those that were not begun
 
     threads = [
         threading.Thread(target=as_here(work), name=f"k2lab-heavy-{number}", daemon=True)

@@ -1,5 +1,6 @@
 """Calls in threads: what runs together, what is tried again, and what is given up."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -183,3 +184,8 @@ def test_tools_say_what_a_call_does_to_the_world() -> None:
 
     assert (look.effect, look.trusted, look.timeout, look.cost) == ("reads", True, 3, 2)
     assert (act.effect, act.trusted) == ("writes", False)  # for the worse, where nothing is said
+
+
+def test_a_tool_that_exits_has_ended() -> None:
+    (ended,), _ = done(job("a", lambda: sys.exit("no such file"), "writes", timeout=5))
+    assert ended.outcome.content == "error: it called exit(no such file)"

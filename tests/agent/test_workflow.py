@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from k2lab.agent.calling import cancellation
+from k2lab.agent.calling import Cancellation, cancellation, within
 from k2lab.agent.tools import Tool, call, tool
 from k2lab.agent.workflow import Agent, Outcome, finish, heavy, planned, redone, timeline, together
 from k2lab.engine.events import Answered, Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
 from k2lab.engine.sampling import sampled
+from k2lab.engine.session import Halted
 from k2lab.errors import InputError
 from k2lab.evals.puppet import calls
 from k2lab.lab import Lab
@@ -257,3 +258,33 @@ def until(condition: Callable[[], object]) -> None:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()
+
+
+def test_giving_up_between_two_trajectories_ends_heavy_mode() -> None:
+    given_up, ended = Cancellation(), list[str]()
+
+    class Last(Scripted):
+        def events(self, *given: Any, **options: Any) -> Iterator[Event]:
+            yield from super().events(*given, **options)
+            given_up.cancel()  # after all that it says, and before the next one begins
+
+    def work() -> None:
+        agents = [Agent(name, Last(str.upper)) for name in "ab"]
+        with within(given_up), pytest.raises(Halted):
+            finish(heavy(agents, "Go.", workers=1))
+        ended.append("halted")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(PATIENCE / 10)
+    assert ended == ["halted"]
+
+
+def test_of_a_plan_or_a_step_that_broke_off_nothing_more_is_done() -> None:
+    doer = Scripted(str.upper, reason="length")
+    planner = Agent("plan", Scripted(lambda text: "one\ntwo", reason="length"))
+    outcome, _ = finish(planned(planner, Agent("do", doer), "Go.", lambda text: "", tries=1))
+    assert (outcome.passed, doer.heard) == (False, [])
+    planner = Agent("plan", Scripted(lambda text: "one\ntwo"))
+    outcome, _ = finish(planned(planner, Agent("do", doer), "Go.", lambda text: "", tries=1))
+    assert (outcome.passed, len(doer.heard)) == (False, 1)
