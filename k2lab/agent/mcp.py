@@ -50,7 +50,7 @@ class McpTools:
         self._timeout = timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Client | None = None
-        self._close: asyncio.Event | None = None
+        self._end: Callable[[], object] = lambda: None  # of the connection; on its own thread
         self.tools: tuple[Tool, ...] = ()
 
     def __enter__(self) -> Self:
@@ -62,8 +62,10 @@ class McpTools:
         self._thread.start()
         try:
             ready.result(CONNECT)
-        except Exception as error:
+        except BaseException as error:
             self._leave()
+            if not isinstance(error, Exception):  # the notebook's interrupt
+                raise
             cause = _cause(error)
             if isinstance(cause, ToolError):
                 raise cause from error
@@ -84,20 +86,23 @@ class McpTools:
 
     def _leave(self) -> None:
         """Close the connection, and with it a subprocess; wait for both."""
-        if self._loop is not None and self._close is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._close.set)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end)
         self._thread.join(CONNECT)
         self.tools = ()
 
     async def _live(self, client: "Client", ready: "Future[None]") -> None:
         """The thread's whole life: connect, list, and stay until it is closed."""
-        self._loop, self._close = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, closing = asyncio.get_running_loop(), asyncio.Event()
+        if (task := asyncio.current_task()) is not None:
+            self._end = task.cancel  # while it connects
         try:
             async with client:
                 self._client = client
                 self.tools = tuple([self._tool(each) async for each in _listed(client)])
+                self._end = closing.set
                 ready.set_result(None)
-                await self._close.wait()
+                await closing.wait()
         except BaseException as error:  # noqa: BLE001 - told to whoever waits
             if not ready.done():
                 ready.set_exception(error)

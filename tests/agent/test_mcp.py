@@ -1,5 +1,6 @@
 """Tools of MCP servers: of one in this process, and of a real one over stdio."""
 
+import asyncio
 import sys
 import time
 from pathlib import Path
@@ -126,3 +127,25 @@ def test_a_server_that_is_none_is_told(tmp_path: Path) -> None:
     parameters = StdioServerParameters(command=sys.executable, args=[str(path)])
     with pytest.raises(ToolError, match="cannot be reached"), McpTools(parameters):
         pass
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    class Silent:
+        async def __aenter__(self) -> None:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                ended.append("given up")  # here the SDK ends the server's process
+
+        async def __aexit__(self, *error: object) -> None:
+            ended.append("left")
+
+    monkeypatch.setattr("k2lab.agent.mcp._client", lambda server: Silent())
+    monkeypatch.setattr("k2lab.agent.mcp.CONNECT", 0.2)
+    server = McpTools(None)
+    with pytest.raises(ToolError, match="cannot be reached"), server:
+        pass
+    assert ended == ["given up"]
+    assert not server._thread.is_alive()
