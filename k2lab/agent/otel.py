@@ -22,6 +22,7 @@ from k2lab.engine.events import (
     Event,
     Nudged,
     PromptRead,
+    Reason,
     Stopped,
     TokenChosen,
     ToolAnswered,
@@ -114,6 +115,8 @@ class _Spans:
     def feed(self, event: Event) -> None:
         match event:
             case PromptRead():
+                if self._answered:  # another run begins
+                    self._end_turn("stop")
                 if self._turn is None:
                     start = time.time_ns() - int(event.seconds * 1e9)
                     self._turn = self._open("chat", self._model, start=start)
@@ -133,11 +136,12 @@ class _Spans:
                 self._calls[event.key] = span
             case ToolAnswered():
                 self._end_call(event)
-            case Nudged() | Answered():
+            case Nudged():
                 self._end_turn("stop")
-                self._answered = isinstance(event, Answered)
-            case Stopped():
-                self._end_turn("length" if event.reason in ("length", "context") else "stop")
+            case Answered():  # why its turn ended is told next
+                self._answered = True
+            case Stopped(reason):
+                self._end_turn(_finish(reason, answered=self._answered))
                 if event.reason in ("error", "loop"):
                     self._fail(self._root, event.reason)
 
@@ -208,3 +212,10 @@ class _Spans:
     def _set(span: "Span", **values: Any) -> None:
         for name, value in values.items():
             span.set_attribute(NAMES[name], value)
+
+
+def _finish(reason: Reason, *, answered: bool) -> str:
+    """Why the last turn ended, for why the run did."""
+    if reason in ("length", "context", "budget"):
+        return "length"
+    return "stop" if answered else reason

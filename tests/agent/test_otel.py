@@ -179,3 +179,18 @@ def test_another_run_of_the_same_agent_is_no_compaction(exporter: InMemorySpanEx
     other = PromptRead(8, (1,), ("a",), ("user",), 0.0, context=8, agent="B")
     found = spans(exporter, iter((*EVENTS[:-1], again, token(8, "answer"), other, EVENTS[-1])))
     assert not any(each.events for each in found)
+
+
+def test_a_turn_that_was_cut_short_did_not_stop_by_itself(exporter: InMemorySpanExporter) -> None:
+    def finished(*ends: Event) -> tuple[str, ...]:
+        exporter.clear()
+        turns = [each.attributes or {} for each in spans(exporter, iter((*EVENTS[:2], *ends)))]
+        (reasons,) = [each[NAMES["finish"]] for each in turns if NAMES["finish"] in each]
+        return reasons  # type: ignore[return-value]
+
+    said = Answered("x", "")
+    assert finished(said, Stopped("answer", "", 1, 1.0)) == ("stop",)
+    assert finished(said, Stopped("length", "", 1, 1.0)) == ("length",)
+    assert finished(said, Stopped("budget", "5 tokens without an answer.", 1, 1.0)) == ("length",)
+    assert finished(Stopped("budget", "2 seconds are over.", 1, 1.0)) == ("length",)
+    assert finished(Stopped("error", "gone", 1, 1.0)) == ("error",)
