@@ -34,6 +34,7 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 SCRAP = 4096  # bytes between two tensors that are cheaper to read along than to jump over
 STRETCH = 2**24  # bytes of a large tensor that one thread reads at once
 STRETCHES = 4  # threads that do
+SAMPLE = 2**16  # bytes at either end of a file's data by which it is known from another
 AGAIN = "Put the file back as it was, then run again: the session goes on."
 
 Bytes = NDArray[np.uint8]
@@ -161,7 +162,7 @@ class _File:
         self.path, self.size = path, size
         self._lock = threading.Lock()
         self._handle = _Handle(path)
-        self._sum = self._handle.header_sum()
+        self._sum = self._handle.sum()
 
     def fill(self, offset: int, buffers: list[Bytes], tensor_at: Callable[[int], str]) -> None:
         """All buffers, one after the other, from `offset` on."""
@@ -191,7 +192,7 @@ class _File:
                 fresh = _Handle(self.path)
                 if fresh.identity.size != self.size:
                     raise EOFError(f"it is {fresh.identity.size} bytes long")
-                if fresh.header_sum() != self._sum:
+                if fresh.sum() != self._sum:
                     raise EOFError("it holds other tensors")
                 self._handle = fresh
             return self._handle
@@ -219,10 +220,12 @@ class _Handle:
         if hasattr(self, "fd"):
             os.close(self.fd)
 
-    def header_sum(self) -> bytes:
-        """The SHA-256 of the header, lengths and names of all tensors."""
+    def sum(self) -> bytes:
+        """The SHA-256 of the header, lengths and names of all tensors, and of some of the data."""
         length = int.from_bytes(os.pread(self.fd, 8, 0), "little")
-        return hashlib.sha256(os.pread(self.fd, length + 8, 0)).digest()
+        begin = os.pread(self.fd, 8 + length + SAMPLE, 0)
+        end = os.pread(self.fd, SAMPLE, max(0, self.identity.size - SAMPLE))
+        return hashlib.sha256(begin + end).digest()
 
 
 def _identity(found: os.stat_result) -> _Identity:

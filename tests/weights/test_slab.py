@@ -105,13 +105,21 @@ def swap(file: Path) -> None:
     os.truncate(file, file.with_suffix(".away").stat().st_size)
 
 
+def retrain(file: Path) -> None:
+    """Other numbers under the same header."""
+    lose(file)
+    named = load_file(file.with_suffix(".away"))
+    changed = {key: value.flip(0).contiguous() for key, value in named.items()}
+    save_file(changed, file, metadata={"format": "pt"})
+
+
 def forbid(file: Path) -> None:
     """What stands in its place cannot be read as a file, even by a superuser."""
     lose(file)
     file.mkdir()
 
 
-@pytest.mark.parametrize("damage", [lose, shrink, swap, forbid])
+@pytest.mark.parametrize("damage", [lose, shrink, swap, retrain, forbid])
 def test_a_lost_file_is_named_with_its_tensor_and_may_come_back(
     damage: Callable[[Path], None], folder: Path, config: K2Config
 ) -> None:
