@@ -4,6 +4,7 @@ What it is not: a parser of durations or speeds.
 """
 
 import re
+from fractions import Fraction
 from operator import index
 
 from k2lab.errors import InputError
@@ -25,13 +26,13 @@ def nbytes(amount: str | int) -> int:
     (21474836480, 1500000000, 4096)
     """
     if isinstance(amount, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", amount)
+        found = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})\s*([A-Za-z]*)\s*", amount)
         if found and found[2].casefold() in _FOLDED:
-            return int(float(found[1]) * _FOLDED[found[2].casefold()])
+            return int(Fraction(found[1]) * _FOLDED[found[2].casefold()])
     elif hasattr(amount, "__index__") and index(amount) >= 0:
         return index(amount)
     raise InputError(
-        f"The amount of memory {amount!r}.",
+        f"The amount of memory {amount!r:.80}.",
         expected="a number of bytes from 0 up, or a number and one of "
         f"{', '.join(name for name in UNITS if name)}.",
         mend="Write it as in '20GiB'.",

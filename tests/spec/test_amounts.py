@@ -17,6 +17,8 @@ from k2lab.spec.amounts import nbytes
         ("80e", None),
         ("4096", 4096),
         ("7B", 7),
+        ("9007199254740993", 2**53 + 1),
+        ("9" * 30 + " TiB", (10**30 - 1) * 2**40),
         ("2 TiB", 2 * 2**40),
         (0, 0),
         (12345678901, 12345678901),
@@ -31,7 +33,9 @@ def test_amounts(text: str | int, value: int | None) -> None:
         assert nbytes(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1,5 GB", "20 GiBs", "1e9", -1, 2e7, None, b"1"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1", "1,5 GB", "20 GiBs", "1e9", -1, 2e7, None, b"1", "9" * 5000]
+)
 def test_anything_else_is_refused(text: object) -> None:
     with pytest.raises(InputError, match="20GiB"):
         nbytes(text)  # type: ignore[arg-type]
