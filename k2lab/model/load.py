@@ -96,6 +96,8 @@ def load_model(folder: Path, placement: Placement | Places | WeightStore = "auto
     if isinstance(placement, str):
         placement = Places(placement=placement)
     if not isinstance(placement, Places):
+        if not isinstance(placement, WeightStore):
+            _one_of("placement", placement, get_args(Placement))
         return K2(config, placement)
     if placement.placement == "meta":
         return K2(config, Meta(config))

@@ -62,6 +62,7 @@ class ExpertBatch(Protocol):
         ...
 
 
+@runtime_checkable
 class WeightStore(Protocol):
     """Where weights live."""
 

@@ -93,6 +93,8 @@ def test_a_store_of_ones_own_is_used(folder: Path, tiny_config: Configs) -> None
 def test_another_placement_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"'moon'.*auto, resident, sharded, tiered, meta"):
         load_model(folder, "moon")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"placement is None.*or a weight store"):
+        load_model(folder, None)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_of_compressed_tensors_loads_with_its_codes_and_scales(
