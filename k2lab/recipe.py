@@ -18,6 +18,7 @@ from k2lab.engine.edits import Edit, to_json
 from k2lab.engine.sampling import Sampled, Sampler, greedy
 from k2lab.engine.taps import untouched
 from k2lab.errors import InputError, MissingError
+from k2lab.model.load import Places
 from k2lab.paths import asset
 from k2lab.rules import Rules
 from k2lab.spec.sites import Tap
@@ -90,15 +91,21 @@ class Source:
 
     def code(self) -> str:
         """The call that loads it."""
-        if self.folder is None or not isinstance(self.placement, str):
+        if self.folder is None or not isinstance(self.placement, str | Places):
             raise _unwritable("a model made in memory", "a checkpoint folder")
-        placed = "" if self.placement == "auto" else f"placement={self.placement!r}"
+        named = isinstance(self.placement, str)
+        places = Places(placement=self.placement) if named else self.placement
+        placed = [
+            f"{each.name}={value!r}"
+            for each in fields(Places)
+            if (value := getattr(places, each.name)) != each.default
+        ]
         try:
             shipped = self.folder == asset("k2-nano")
         except MissingError:
             shipped = False
         given = [] if shipped else [repr(str(self.folder))]
-        return f"k2lab.load({', '.join([*given, placed] if placed else given)})"
+        return f"k2lab.load({', '.join([*given, *placed])})"
 
 
 def cell(line: Sequence[Recipe], source: Source) -> str:

@@ -13,6 +13,7 @@ from k2lab.engine.capture import FULL, Level, attention, scores
 from k2lab.engine.edits import ZeroExperts
 from k2lab.engine.sampling import greedy, sampled
 from k2lab.errors import InputError
+from k2lab.model.load import Places
 from k2lab.recipe import Recipe, Source, cell
 
 HERE = Source(Path("/some folder/it's"), "resident")
@@ -33,6 +34,12 @@ def test_the_cell_names_checkpoint_sampler_and_limit() -> None:
         "seed=3), max_tokens=9).wait()\n"
         "run\n"
     )
+
+
+def test_the_cell_loads_with_the_same_budget() -> None:
+    places = Places(placement="tiered", device_budget="12MB", prefetch=True)
+    made = cell([recipe()], Source(Path("some"), places))
+    assert "k2lab.load('some', placement='tiered', device_budget='12MB', prefetch=True)\n" in made
 
 
 def test_edits_open_a_block_and_branches_follow() -> None:
