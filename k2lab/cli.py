@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from k2lab import __version__
 from k2lab.commands import ask, checkpoints, measure, plan, train
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of the command that the arguments name."""
     # Before torch is loaded: its waiting threads must sleep, or shared cores slow down tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a sign that it has no code for ends no command
+            stream.reconfigure(errors="backslashreplace")
     parser = command_line()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not ask.open_lab:
@@ -37,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a path, a right or the disk
         if error.strerror is None:
             raise
+        named = " → ".join(str(each) for each in (error.filename, error.filename2) if each)
         return _refuse(
-            f"{error.filename or 'A file'}: {error.strerror}.",
+            f"{named or 'A file'}: {error.strerror}.",
             "a file or folder that can be read and written.",
             "Check the path, the rights to it, and the room on disk.",
         )

@@ -1,6 +1,8 @@
 """The command line, in this process: what it prints and its exit codes."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from k2lab import cli, console
 from k2lab.agent.journal import Journal
 from k2lab.agent.keys import Key
 from k2lab.engine.events import Event, Stopped, TokenChosen, ToolAnswered, ToolAsked
+from k2lab.model import export
 from k2lab.spec.config import K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.trace.synthetic import synthetic
@@ -196,6 +199,25 @@ def test_nonsense_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         cli.main(arguments)
     assert refused.value.code == 2
+
+
+def test_a_terminal_without_a_sign_is_shown_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["plan", "k2-nano", "--gpu", "H100", "--ram", "1GB"]) == 0
+    terminal.seek(0)
+    assert r"1 \xd7 H100" in terminal.read()
+
+
+def test_a_failed_copy_names_both_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", "here", None, "there")
+
+    monkeypatch.setattr(export, "export_native", fail)
+    assert cli.main(["export", "--format", "native", "out"]) == 2
+    assert "here → there: No space left on device." in capsys.readouterr().err
 
 
 def test_lab_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
