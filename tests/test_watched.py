@@ -13,7 +13,7 @@ import pytest
 from k2lab.agent.budget import Budget
 from k2lab.agent.joined import joined
 from k2lab.agent.tools import tool
-from k2lab.agent.workflow import Agent, finish, heavy, together
+from k2lab.agent.workflow import Agent, finish, heavy, redone, together
 from k2lab.engine.events import Stopped, TokenChosen
 from k2lab.engine.sampling import Sampler, sampled
 from k2lab.errors import InputError
@@ -149,6 +149,20 @@ def test_a_run_that_breaks_off_leaves_no_gap(lab: Lab) -> None:
     trace = Trace.collect(joined([*moments[: last + 1], *more]), lab.about)
     assert len(trace.contexts) == 2 and trace.answer
     assert trace.routed < trace.contexts[1].start < len(trace)  # what is not known is not made up
+
+
+def test_the_routes_of_runs_after_one_whose_time_is_over_are_kept(lab: Lab) -> None:
+    class Slow(Script):
+        def __call__(self, logits: Any) -> int:
+            time.sleep(0.02)
+            return super().__call__(logits)
+
+    limited = {"sampler": Slow(lab, "word " * 90), "budget": Budget(seconds=0.1)}
+    agent = Agent("a", lab, [], limited)
+    watched = ended(lab.watch(redone(agent, "Go.", lambda text: "No.", tries=2)))
+    assert watched.trace.stopped is not None and watched.trace.stopped.reason == "budget"
+    assert len(watched.trace.contexts) == 2
+    assert watched.trace.routed == len(watched.trace)
 
 
 def test_stop_ends_the_runs_of_a_workflow(lab: Lab) -> None:

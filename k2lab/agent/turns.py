@@ -5,11 +5,12 @@ still holds everything before it. So a failure changes no text, and nothing is s
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from k2lab.agent.budget import Meter
+from k2lab.agent.budget import Meter, Spent
 from k2lab.engine.events import Event, PromptRead, Retried, Routed, TokenChosen
-from k2lab.engine.generate import KindTracker, Prompt, Settings, generate, pieces
+from k2lab.engine.generate import KindTracker, Prompt, Settings, generate, go_on, pieces
 from k2lab.errors import TransientError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2
@@ -74,7 +75,7 @@ class Pen:
         _feed_again(parser, ends, stop, ids, tokenizer)
         if ids and ids[-1] in settings.stop_ids:  # it has ended too: only to be read
             settings = replace(settings, max_tokens=0)
-        for event in self._persistently(prompt, settings):
+        for event in self._to_its_end(prompt, settings):
             if isinstance(event, TokenChosen):
                 ids.append(event.id)
                 special = tokenizer.is_special(event.id)
@@ -90,6 +91,25 @@ class Pen:
     def read(self, prompt: Prompt, settings: Settings) -> Iterator[Event]:
         """The events of reading alone, up to a place where no turn begins."""
         return self._persistently(prompt, replace(settings, max_tokens=0, turn=()))
+
+    def _to_its_end(self, prompt: Prompt, settings: Settings) -> Iterator[Event]:
+        """The events of a turn; the token chosen last is read even where all is spent.
+
+        So its routes are known, and those of a run after it in the same trace have no gap before.
+        """
+        last: TokenChosen | None = None
+        try:
+            for event in self._persistently(prompt, settings):
+                last = event if isinstance(event, TokenChosen) else last
+                yield event
+        except Spent:
+            if last is not None and last.index == settings.first + self.cache.length:
+                unread = Prompt((last.id,), (last.text,), (last.kind,))
+                with suppress(TransientError):
+                    for event in self.read(unread, replace(settings, check=go_on)):
+                        if not isinstance(event, PromptRead):
+                            yield event
+            raise
 
     def _persistently(self, prompt: Prompt, settings: Settings) -> Iterator[Event]:
         """The events of `generate`, which goes on where a passing failure broke it off."""
