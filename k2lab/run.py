@@ -43,7 +43,7 @@ from k2lab.engine.generate import Settings
 from k2lab.engine.line import Line, Stretch
 from k2lab.engine.sampling import Sampler, anew, at, named, within
 from k2lab.engine.session import Control, Run
-from k2lab.engine.taps import chain, untouched
+from k2lab.engine.taps import chain, watches
 from k2lab.errors import BusyError, InputError
 from k2lab.model.cache import LatentCache
 from k2lab.recipe import Recipe, cell, messages_of
@@ -245,7 +245,7 @@ class LabRun(Run, Shown):
                 expected="routes, to find experts of the nearest load.",
                 mend="Run it again with capture='route'.",
             )
-        if self.recipe.tap is not untouched:
+        if not watches(self.recipe.tap):
             raise InputError(
                 "An experiment with a run that has a tap of its own.",
                 expected="a run that can be computed again without calling what a person wrote.",
@@ -315,7 +315,7 @@ class LabRun(Run, Shown):
         within = sum(each not in stops for each in before)  # compacted in the middle of a turn
         steps = len(self.turns) - 1 - within
         place = Place(prompt, cache, (*turn, *given), steps, seconds, by_hand=by_hand)
-        return replace(place, held=held, first=first)
+        return replace(place, held=held, first=first, apart=(steps, seconds))
 
     def _noting(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, while the beginnings of turns are noted; nothing of the prefix twice."""

@@ -721,3 +721,16 @@ def test_no_call_waits_once_its_run_was_stopped(lab: Lab) -> None:
     assert not run.waiting
     with pytest.raises(InputError, match="No call with the digest"):
         run.approve(call.digest)
+
+
+def test_a_branch_counts_the_steps_and_seconds_of_its_own_budget(lab: Lab) -> None:
+    given: dict[str, Any] = {"budget": Budget(steps=2)}
+    first = ended(lab.run("Go.", sampler=script(lab, *TURNS), **given))
+    assert first.trace.stopped is not None and first.trace.stopped.reason == "budget"
+    again = ended(first.branch(first.turns[1], sampler=script(lab, *TURNS[1:])))
+    assert again.trace.answer == "Done."
+    given = {"budget": Budget(seconds=0.2), "max_tokens": 900}
+    spent = ended(lab.run("Go.", sampler=lambda logits: 65, **given))
+    assert spent.trace.stopped is not None and spent.trace.stopped.reason == "budget"
+    more = ended(spent.branch(len(spent.trace), sampler=script(lab, "x")))
+    assert len(more.trace) > len(spent.trace)

@@ -49,10 +49,18 @@ class Meter:
     """What a run has spent of its budget so far."""
 
     def __init__(
-        self, budget: Budget, clock: Callable[[], float], halted: Callable[[], bool]
+        self,
+        budget: Budget,
+        clock: Callable[[], float],
+        halted: Callable[[], bool],
+        *,
+        since: float = 0.0,
     ) -> None:
-        """`clock` gives the seconds of the run, `halted` whether the person wants it to end."""
-        self.budget, self.clock, self.halted = budget, clock, halted
+        """`clock` gives the seconds of the run, `halted` whether the person wants it to end.
+
+        `since`: seconds on that clock, from which on the budget counts.
+        """
+        self.budget, self.clock, self.halted, self._since = budget, clock, halted, since
         self.tokens = 0
         self.cost = 0.0
 
@@ -61,7 +69,7 @@ class Meter:
         if self.halted():
             raise Halted
         seconds = self.budget.seconds
-        if seconds is not None and self.clock() >= seconds:
+        if seconds is not None and self.clock() - self._since >= seconds:
             raise Spent(f"{seconds:g} seconds are over.")
 
     def wait(self, seconds: float) -> None:

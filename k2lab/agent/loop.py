@@ -65,6 +65,10 @@ class Place:
     seconds: float = 0.0  # on the run's clock
     tokens: int = 0  # chosen before, for the budget
     cost: float = 0.0  # of the calls before, for the budget
+    apart: tuple[int, float] = (
+        0,
+        0.0,
+    )  # of steps and seconds, those that the budget does not count
     signatures: tuple[str, ...] = ()  # of the steps before, for `Repeats`
     by_hand: bool = False  # a person ended the turn: it is taken as it is, and not asked on
     held: Prompt = NOTHING  # what the cache holds
@@ -134,7 +138,7 @@ class _Loop:
             return place.seconds + time.perf_counter() - began
 
         stop_ids = frozenset(mind.model.config.stop_ids)
-        self.meter = Meter(terms.budget, clock, terms.halted)
+        self.meter = Meter(terms.budget, clock, terms.halted, since=place.apart[1])
         check = self.meter.check
         self.settings = replace(settings, stop_ids=stop_ids, clock=clock, check=check)
         self.meter.tokens, self.meter.cost = place.tokens, place.cost
@@ -158,12 +162,13 @@ class _Loop:
 
     def _run(self) -> Steps:
         place, most = self.place, self.terms.budget.steps
+        after = place.apart[0] + most
         prompt, begun, nudges, step = place.prompt, place.turn, 0, place.steps
         self.terms.witness.note("opened", given=prompt)
         for each in place.earlier:
             yield from self.pen.read(each, self._settings())
             self.context.renew()
-        while step < most:
+        while step < after:
             self.meter.check()
             self.context.add(prompt)
             written = yield from self.pen.write(prompt, self._settings(begun))
