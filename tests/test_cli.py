@@ -161,6 +161,18 @@ def test_traces_are_written_as_one_page(tmp_path: Path, capsys: pytest.CaptureFi
     assert '"begins": {"tokens": 12,' in out.read_text(encoding="utf-8")
 
 
+def test_no_page_is_written_over_another_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [synthetic(9).save(tmp_path / name) for name in ("a.k2trace", "b.k2trace")]
+    before = files[1].read_bytes()
+    assert cli.main(["trace", "html", *map(str, files)]) == 2  # as *.k2trace gives them
+    assert "come after --beside" in capsys.readouterr().err
+    assert files[1].read_bytes() == before
+    for _ in range(2):
+        assert cli.main(["trace", "html", str(files[0]), str(tmp_path / "x.html")]) == 0
+
+
 def test_training_writes_a_model_that_verifies(
     small_config: K2Config,
     small_checkpoint: Path,

@@ -17,6 +17,8 @@ from k2lab.commands.form import (
 from k2lab.console import as_json, as_record, follow
 from k2lab.errors import InputError
 
+PAGE = b"<!doctype html>"  # with which every page begins
+
 
 def add_commands(commands: Any) -> None:
     """`lab`, `run`, `trace`."""
@@ -142,6 +144,19 @@ def _public(key: str) -> str:
 def _trace_html(options: Options) -> int:
     import k2lab
 
+    out = options.out
+    if out.is_file() and _begin(out) not in (PAGE, b""):
+        raise InputError(
+            f"{out} is there already and is no page.",
+            expected="a new file, or a page to write anew.",
+            mend="Name another file; traces to compare it with come after --beside.",
+        )
     beside = [k2lab.open(each) for each in options.beside]
-    print(k2lab.open(options.file).to_html(options.out, beside=beside))
+    print(k2lab.open(options.file).to_html(out, beside=beside))
     return DONE
+
+
+def _begin(file: Path) -> bytes:
+    """As many bytes of a file as tell a page."""
+    with file.open("rb") as stream:
+        return stream.read(len(PAGE))
