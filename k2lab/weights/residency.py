@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -150,7 +151,8 @@ class Residency:
 
     def bring_ahead(self, ids: Iterable[int], keep: Collection[int] = ()) -> tuple[Load, ...]:
         """Loads of those not here yet, before anyone asks for them; `keep` does not leave."""
-        wanted = [each for each in ids if each not in self.slot_of][: self.slots - len(keep)]
+        missing = [each for each in dict.fromkeys(ids) if each not in self.slot_of]
+        wanted = missing[: self.slots - len(keep)]
         return self._bring(wanted, {*wanted, *keep})
 
     def drop(self, expert: int) -> None:
@@ -232,8 +234,7 @@ def forwards(
     for place, was_given in enumerate(given.tolist()):
         if not was_given or place in starts or place - cuts[-1] == chunk:
             cuts.append(place)
-    edges = zip(cuts, [*cuts[1:], len(experts)], strict=True)
-    return [experts[start:stop] for start, stop in edges]
+    return [experts[start:stop] for start, stop in pairwise([*cuts, len(experts)])]
 
 
 def by_name(name: str, routes: Routes | None = None) -> Policies:

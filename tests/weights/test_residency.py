@@ -100,6 +100,12 @@ def test_bringing_ahead_never_takes_a_kept_slot() -> None:
     assert [load.evicted for load in residency.bring_ahead([3, 4], keep=[2])] == [1]
 
 
+def test_whom_two_tokens_want_is_brought_ahead_once() -> None:
+    residency = Residency(2, Lru())
+    assert [load.slot for load in residency.bring_ahead([3, 3])] == [0]
+    assert [load.slot for load in residency.bring_ahead([3, 4, 4])] == [1]
+
+
 @pytest.mark.parametrize("slots", [3, 4, 7, 11, 12])
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**16), calls=st.lists(st.integers(1, 6), min_size=1, max_size=20))
@@ -159,6 +165,10 @@ def test_the_forwards_of_a_trace_are_its_prompts_in_chunks_and_its_tokens() -> N
     parts = forwards(experts, given, chunk=3)
     assert [len(part) for part in parts] == [3, 2, 1, 1, 2, 1, 1, 1]
     assert np.array_equal(np.concatenate(parts), experts)
+
+
+def test_a_trace_without_tokens_has_no_forwards() -> None:
+    assert forwards(np.zeros((0, 2, 3), int), np.zeros(0, bool)) == []
 
 
 def test_distinct_ids_rise() -> None:
