@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from k2lab.agent.tools import Tool, call
+from k2lab.agent.tools import Tool, by_name, call
 from k2lab.engine.edits import whole
 from k2lab.engine.events import KINDS, Captured, Event, PromptRead, Routed
 from k2lab.engine.experiment import Subject
@@ -103,10 +103,9 @@ def subject_of(trace: Trace, line: tuple[Stretch, ...]) -> Subject:
 
 def ask_again(calls: Iterable[CallRecord], tools: Sequence[Tool]) -> None:
     """Bring a new world to where another was after these calls: make them, in order."""
-    by_name = {tool.name: tool for tool in tools}
+    named = by_name(tools)
     for each in calls:
-        if each.name in by_name:
-            call(by_name[each.name], each.arguments)
+        call(named[each.name], each.arguments)
 
 
 def outside(

@@ -23,7 +23,7 @@ from k2lab.agent.journal import Journal
 from k2lab.agent.loop import Mind, Place, carry_on, opening
 from k2lab.agent.resume import stand, tell_again
 from k2lab.agent.terms import Approver, Guard, NoWitness, Request, Terms, nobody
-from k2lab.agent.tools import Tool, call
+from k2lab.agent.tools import Tool, by_name, call
 from k2lab.branch import (
     Token,
     again,
@@ -351,13 +351,13 @@ class LabRun(Run, Shown):
         self.turns, self._given = list(found.turns), sum(len(each.ids) for each in read)
         for event in found.events:
             self.trace.append(event)
-        by_name = {each.name: each for each in tools}
+        named_tools = by_name(tools)
         if self.recipe.tools is None:  # the lab's own world begins anew
             for _, name, arguments in found.asked:
-                call(by_name[name], arguments)
+                call(named_tools[name], arguments)
         guard = self._guard(self._journal.run, tools)
         self.made |= {key for key, *_ in found.asked}
-        tell_again(records, guard, by_name)
+        tell_again(records, guard, named_tools)
         self._journal.note("resumed", unknown=list(found.unknown))
         terms = replace(terms, witness=self._journal, guard=guard, recalled=found.recalled)
         same = records[0].facts["sampler"] == named(self.recipe.sampler)

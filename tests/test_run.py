@@ -11,6 +11,7 @@ from torch import Tensor
 
 import k2lab
 from k2lab.agent.budget import Budget
+from k2lab.agent.memory import Memory
 from k2lab.agent.policy import allow, ask
 from k2lab.agent.terms import Request
 from k2lab.agent.tools import Tool, tool
@@ -19,7 +20,7 @@ from k2lab.engine.events import KINDS
 from k2lab.engine.replay import reading
 from k2lab.engine.sampling import Sampler, greedy, sampled
 from k2lab.engine.surgery import Surgery
-from k2lab.errors import BusyError, InputError
+from k2lab.errors import BusyError, InputError, ToolError
 from k2lab.lab import Lab
 from k2lab.model.k2 import K2, Step
 from k2lab.run import LabRun
@@ -734,3 +735,13 @@ def test_a_branch_counts_the_steps_and_seconds_of_its_own_budget(lab: Lab) -> No
     assert spent.trace.stopped is not None and spent.trace.stopped.reason == "budget"
     more = ended(spent.branch(len(spent.trace), sampler=script(lab, "x")))
     assert len(more.trace) > len(spent.trace)
+
+
+def test_a_tool_of_ones_own_does_not_vanish_behind_the_memory(lab: Lab) -> None:
+    @tool
+    def recall(query: str) -> str:
+        """Mine."""
+        return query
+
+    with pytest.raises(ToolError, match="Two tools are called 'recall'"):
+        lab.run("Go.", tools=[recall], memory=Memory())

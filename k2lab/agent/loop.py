@@ -23,7 +23,7 @@ from k2lab.agent.calling import POLL, Done, Job, perform_all
 from k2lab.agent.context import SHARES, Context
 from k2lab.agent.repeats import END, WARNINGS, WITHDRAWN, Repeats, signature
 from k2lab.agent.terms import Decision, Request, Terms
-from k2lab.agent.tools import Outcome, Tool, canonical_arguments, declare, read_arguments
+from k2lab.agent.tools import Outcome, Tool, by_name, canonical_arguments, declare, read_arguments
 from k2lab.agent.turns import Mind as Mind  # a part of this module's face
 from k2lab.agent.turns import Pen, Written
 from k2lab.engine.events import (
@@ -131,7 +131,7 @@ class _Loop:
         self, mind: Mind, place: Place, tools: Sequence[Tool], settings: Settings, terms: Terms
     ) -> None:
         self.mind, self.place, self.terms = mind, place, terms
-        self.tools = {tool.name: tool for tool in tools}
+        self.tools = by_name(tools)
         began = time.perf_counter()
 
         def clock() -> float:

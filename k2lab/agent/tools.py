@@ -169,6 +169,20 @@ def tool(
     return Tool(name, description, parameters, function, **habits)
 
 
+def by_name(tools: Iterable[Tool]) -> dict[str, Tool]:
+    """The tools by their names; a ToolError where two have the same."""
+    found: dict[str, Tool] = {}
+    for each in tools:
+        if each.name in found:
+            raise ToolError(
+                f"Two tools are called {each.name!r}.",
+                expected="a name of its own for each, those of a memory among them.",
+                mend="Rename one; tools of an MCP server take a `prefix`.",
+            )
+        found[each.name] = each
+    return found
+
+
 def call(tool: Tool, arguments_text: str) -> Outcome:
     """The outcome of one call with the arguments as the model wrote them; never raises Exception.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from k2lab.agent.tools import Outcome, Tool, call, declare, tool
+from k2lab.agent.tools import Outcome, Tool, by_name, call, declare, tool
 from k2lab.errors import InputError, ToolError
 
 
@@ -187,3 +187,10 @@ def test_the_grammar_of_iris_is_built_for_whoever_asks_for_it() -> None:
         [sys.executable, "-c", LATER], check=True, capture_output=True, text=True, timeout=120
     )
     assert found.stdout.split() == ["True", "False"]
+
+
+def test_two_tools_of_one_name_are_refused() -> None:
+    price = Tool("price", "", {"type": "object"}, print)
+    assert by_name([price]) == {"price": price}
+    with pytest.raises(ToolError, match="Two tools are called 'price'"):
+        by_name([price, Tool("price", "", {"type": "object"}, repr)])
