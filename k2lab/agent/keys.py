@@ -5,6 +5,7 @@ is checked. The private key lies in the home folder, readable by its owner alone
 Source: RFC 8032, by the library `cryptography`.
 """
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -37,9 +38,7 @@ class Key:
         """The key in a file, by default ~/.k2lab/key.pem; made at the first use."""
         path = path or Path.home() / ".k2lab" / "key.pem"
         if not path.exists():
-            key = cls.fresh()
-            _keep(key, path)
-            return key
+            _keep(cls.fresh(), path)
         try:
             private = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (ValueError, TypeError) as error:
@@ -72,10 +71,16 @@ def _keep(key: Key, path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(pem)
-    draft.replace(path)
+    draft, folder = path.with_name(f"{path.name}.new"), os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if path.exists():  # somebody was quicker: theirs is the key
+            return
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(pem)
+        draft.replace(path)
+    finally:
+        os.close(folder)
 
 
 def _no_key(path: Path, why: str) -> InputError:

@@ -69,7 +69,7 @@ class Mandate:
         try:
             found = json.loads(Path(path).read_bytes())
             return cls(str(found["mandate"]), str(found["signature"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _no_mandate(f"{path} holds no mandate: {error}") from error
 
     def save(self, path: str | Path) -> Path:
@@ -93,7 +93,9 @@ class Nonces:
         file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            claims = dict(line.split() for line in self._path.read_text().splitlines())
+            whole, end, _ = self._path.read_text().rpartition("\n")
+            os.ftruncate(file, len(whole + end))  # a claim that a crash tore was never given
+            claims = dict(line.split() for line in whole.splitlines())
             if nonce not in claims:
                 os.write(file, f"{nonce} {owner}\n".encode())
                 os.fsync(file)

@@ -52,3 +52,19 @@ def test_a_file_without_a_fitting_key_is_refused(tmp_path: Path) -> None:
 def test_the_private_half_is_not_shown() -> None:
     key = Key.fresh()
     assert repr(key) == f"Key({key.public[:16]}…)"
+
+
+def test_those_who_need_the_first_key_at_once_have_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fresh, quicker = tmp_path / "key.pem", Key.fresh, list[Key]()
+
+    def slowly() -> Key:
+        if not quicker:
+            monkeypatch.setattr(Key, "fresh", fresh)
+            quicker.append(Key.own(path))
+        return fresh()
+
+    monkeypatch.setattr(Key, "fresh", slowly)
+    mine = Key.own(path)
+    assert mine.public == quicker[0].public == Key.own(path).public

@@ -151,3 +151,16 @@ def test_a_schema_that_would_fetch_something_covers_nothing() -> None:
     made = Mandate.sign({"pay": {"$ref": "https://example.org/x.json"}}, USER, now=NOW)
     identity, told = checked(made).covers(request())
     assert identity is None and "the schema cannot be used" in told
+
+
+def test_a_claim_that_a_crash_tore_is_none(tmp_path: Path) -> None:
+    made, path = mandate(), tmp_path / "nonces"
+    nonce = json.loads(made.text)["nonce"]
+    path.write_text(f"{'0' * 32} another\n{nonce[:20]}")
+    assert checked(made, run="a", nonces=Nonces(path)).covers(request())[0]
+    assert checked(made, run="b", nonces=Nonces(path)).covers(request())[0] is None
+
+
+def test_a_file_without_a_mandate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no mandate"):
+        Mandate.load(tmp_path / "none")
