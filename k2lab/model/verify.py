@@ -16,7 +16,7 @@ from k2lab.tensors.shards import Shards, check
 from k2lab.text.tokenizer import Tokenizer
 
 STATED = (*CARDS, SUMS)  # where sums are looked for; the last word counts, of those made for it
-SUM = re.compile(r"\b[0-9a-f]{64}\b")
+SUM = re.compile(r"\b[0-9a-fA-F]{64}\b")
 NAME = re.compile(r"[\w.-]+\.(?:safetensors|json|model|txt)\b")
 
 
@@ -43,8 +43,11 @@ def verify(folder: Path) -> Iterator[Passed]:
     stated = dict(_stated_sums(folder))
     for name, expected in stated.items():
         _check_sum(folder / name, expected)
-    detail = f"{len(stated)} files" if stated else "none stated, so the data itself is unchecked"
-    yield Passed("sha256", detail)
+    detail = [f"{len(stated)} files"] if stated else []
+    if unstated := sum(file.name not in stated for file in files):
+        left = f"none stated for {unstated} of {len(files)} shards"
+        detail.append(f"{left}, so the data there is unchecked")
+    yield Passed("sha256", "; ".join(detail))
 
 
 def _check_vocabulary(folder: Path, tokenizer: Tokenizer, config: K2Config) -> None:
@@ -72,7 +75,7 @@ def _stated_sums(folder: Path) -> Iterator[tuple[str, str]]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             found, names = SUM.findall(line), NAME.findall(line)
             if len(found) == 1 and len(names) == 1:
-                yield names[0], found[0]
+                yield names[0], found[0].lower()
 
 
 def _check_sum(file: Path, expected: str) -> None:

@@ -76,6 +76,22 @@ def test_sum_in_a_card_counts(copy: Path) -> None:
     assert passed_before(copy, CheckpointError) == CHECKS[:4]
 
 
+def test_sums_in_capitals_count(copy: Path) -> None:
+    sums = (copy / SUMS).read_text().split("\n")
+    lines = [f"{line[:64].upper()}{line[64:]}" for line in sums]
+    (copy / SUMS).write_text("\n".join(lines))
+    assert [passed.check for passed in verify(copy)] == CHECKS
+    flip(copy / "model.safetensors", -5)
+    assert passed_before(copy, CheckpointError) == CHECKS[:4]
+
+
+def test_a_shard_without_a_sum_is_told(copy: Path) -> None:
+    lines = (copy / SUMS).read_text().splitlines(keepends=True)
+    (copy / SUMS).write_text("".join(line for line in lines if ".safetensors" not in line))
+    detail = list(verify(copy))[-1].detail
+    assert "files; none stated for 1 of 1 shards" in detail
+
+
 def test_the_folders_own_sums_count_more_than_a_card(copy: Path) -> None:
     (copy / "CARD.md").write_text(f"| `model.safetensors` | `{'0' * 64}` |\n")
     assert [passed.check for passed in verify(copy)] == CHECKS
