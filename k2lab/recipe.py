@@ -7,7 +7,7 @@ given there. Not here: running (`run.py`).
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,10 @@ class Source:
         """The call that loads it."""
         if self.folder is None or not isinstance(self.placement, str | Places):
             raise _unwritable("a model made in memory", "a checkpoint folder")
-        named = isinstance(self.placement, str)
-        places = Places(placement=self.placement) if named else self.placement
-        placed = [
-            f"{each.name}={value!r}"
-            for each in fields(Places)
-            if (value := getattr(places, each.name)) != each.default
-        ]
+        places = self.placement
+        chosen = asdict(places) if isinstance(places, Places) else {"placement": places}
+        usual = {each.name: each.default for each in fields(Places)}
+        placed = [f"{name}={value!r}" for name, value in chosen.items() if value != usual[name]]
         try:
             shipped = self.folder == asset("k2-nano")
         except MissingError:
