@@ -1,7 +1,8 @@
 """Tool calls in threads of their own: together where that is safe, with timeouts and retries.
 
 Calls that only read run at the same time; one that changes the world runs alone, in its place. A
-failure in passing is tried again where replay is safe: never for a call that changes the world.
+failure in passing is tried again where replay is safe: never for a call that changes the world, and
+after a wait as long as was asked for, or as the tool's timeout at most.
 Python cannot end a thread, so a call that is late or cancelled is told so (`cancellation`), and
 whatever it still gives back is dropped. Not here: who may call what (`policy.py`).
 """
@@ -163,7 +164,7 @@ def _together(
                 if isinstance(result, PASSING) and _again(attempt):
                     pause = PAUSE * 2 ** (number - 1)
                     if isinstance(result, TransientError):
-                        pause = max(pause, result.after)
+                        pause = max(pause, min(result.after, attempt.job.tool.timeout))
                     waiting.append(
                         (time.monotonic() + pause, attempt.job, number + 1, attempt.began)
                     )

@@ -9,6 +9,7 @@ Sources: JSON Schema Draft 2020-12; the OpenAI form of tool declarations.
 
 import inspect
 import json
+import math
 import re
 import sys
 import types
@@ -206,10 +207,11 @@ def perform(tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
 def read_arguments(tool: Tool, text: str) -> dict[str, Any]:
     """The arguments that a text holds; an InputError unless they are JSON of the tool's schema.
 
-    Refused too: a key twice, since programs differ in which they take, and NaN.
+    Refused too: a key twice, since programs differ in which they take, NaN, and numbers
+    that are infinite as a float.
     """
     try:
-        arguments = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        arguments = _json(text)
     except (ValueError, RecursionError) as error:
         raise _unfit(f"the arguments are not JSON: {error}", tool) from error
     if not isinstance(arguments, dict):
@@ -239,7 +241,7 @@ def misfit(schema: Mapping[str, Any], value: object) -> str:
 def canonical_arguments(text: str) -> str:
     """The arguments as JSON with sorted keys and no spaces; text that is not JSON as it stands."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        value = _json(text)
     except (ValueError, RecursionError):
         return text
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -345,8 +347,19 @@ def load_jsonschema() -> None:
         sys.modules.pop(IRIS, None)  # another thread may have been as quick
 
 
+def _json(text: str) -> Any:
+    return json.loads(
+        text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique
+    )
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_constant(text)
+
+
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
+    raise ValueError(f"{text[:40]} is no finite JSON number")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -189,3 +189,15 @@ def test_tools_say_what_a_call_does_to_the_world() -> None:
 def test_a_tool_that_exits_has_ended() -> None:
     (ended,), _ = done(job("a", lambda: sys.exit("no such file"), "writes", timeout=5))
     assert ended.outcome.content == "error: it called exit(no such file)"
+
+
+def test_a_call_waits_for_its_next_attempt_no_longer_than_for_an_answer() -> None:
+    failures = iter([TransientError("busy", after=1000.0)])
+
+    def look() -> str:
+        for each in failures:
+            raise each
+        return "seen"
+
+    (ended,), (again,) = done(job("a", look, "reads", timeout=0.2))
+    assert (ended.outcome.content, again.attempt) == ("seen", 2)
