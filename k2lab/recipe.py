@@ -18,10 +18,11 @@ from k2lab.engine.edits import Edit, to_json
 from k2lab.engine.sampling import Sampled, Sampler, greedy
 from k2lab.engine.taps import untouched
 from k2lab.errors import InputError, MissingError
-from k2lab.model.load import Places
+from k2lab.model.load import Placement, Places
 from k2lab.paths import asset
 from k2lab.rules import Rules
 from k2lab.spec.sites import Tap
+from k2lab.weights.store import WeightStore
 
 Conversation = str | Sequence[Mapping[str, Any]]
 """A question, or messages in the OpenAI form."""
@@ -87,7 +88,7 @@ class Source:
     """Where a lab's checkpoint came from; None: made of objects in memory."""
 
     folder: Path | None
-    placement: object = "auto"
+    placement: Placement | Places | WeightStore = "auto"
 
     def code(self) -> str:
         """The call that loads it."""
