@@ -15,7 +15,7 @@ from k2lab.engine import replay
 from k2lab.engine.edits import to_json, unique
 from k2lab.engine.events import KINDS
 from k2lab.engine.surgery import Surgery
-from k2lab.engine.taps import untouched
+from k2lab.engine.taps import watches
 from k2lab.errors import BusyError, InputError
 from k2lab.spec.sites import Tap
 from k2lab.trace.trace import Trace
@@ -169,7 +169,7 @@ class LiveDetails:
         if known.provenance == "measured":
             return known
         run = self._run()
-        if run.recipe.tap is not untouched:
+        if not watches(run.recipe.tap):
             return Detail("missing", note=TAPPED)
         ids = _prefix(trace, token)
         with run.lab.lock.answering():
@@ -182,7 +182,7 @@ class LiveDetails:
         if known.provenance == "measured":
             return known
         run = self._run()
-        if run.recipe.tap is not untouched:
+        if not watches(run.recipe.tap):
             return Detail("missing", note=TAPPED)
         ids = _prefix(trace, token)
         with run.lab.lock.answering():

@@ -154,6 +154,17 @@ def test_a_run_s_own_tap_is_not_called_for_a_look(lab):
     assert len(seen) == count
 
 
+def test_looks_and_experiments_do_without_a_tap_that_only_watches(lab):
+    seen = []
+    tap = watch("layers.1.input", lab.config, lambda site, _: seen.append(site))
+    run = lab.run("What is 3 * 14?", max_tokens=2, tap=tap).wait()
+    count, details = len(seen), LiveDetails(lambda: run)
+    for found in (details.route(run.trace, 5), details.attention(run.trace, 5, 1)):
+        assert found.provenance == "derived"
+    assert run.experiment([SILENT], controls=1).tokens > 0
+    assert len(seen) == count > 0
+
+
 def test_while_another_run_goes_on_details_wait(run, lab):
     with lab.alone(), pytest.raises(K2LabError, match="still going on"):
         LiveDetails(lambda: run).route(run.trace, 3)

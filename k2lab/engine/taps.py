@@ -48,7 +48,13 @@ def watch(pattern: str, config: K2Config, see: Callable[[str, Tensor], None]) ->
             see(site, value)
         return value
 
+    tap.watches = True  # type: ignore[attr-defined]
     return looking_at(tap, (describe(each).name for each in sites))
+
+
+def watches(tap: Tap) -> bool:
+    """Whether all that a tap does is to watch: what a run computes is the same without it."""
+    return getattr(tap, "watches", parts(tap)[0] is untouched)
 
 
 def edit(pattern: str, config: K2Config, change: Callable[[Tensor], Tensor]) -> Tap:
@@ -82,6 +88,7 @@ def _then(first: Tap, second: Tap) -> Tap:
 
 def _calls(first: Tap, second: Tap) -> Tap:
     tap: Tap = lambda site, value: second(site, first(site, value))  # noqa: E731 - it is named
+    tap.watches = watches(first) and watches(second)  # type: ignore[attr-defined]
     arrays = takes_arrays(first) and takes_arrays(second)
     return looking_at(tap, rows(first) | rows(second), arrays=arrays)
 

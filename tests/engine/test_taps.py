@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from k2lab.engine.taps import RouteCapture, chain, edit, keeping, untouched, watch
+from k2lab.engine.taps import RouteCapture, chain, edit, keeping, untouched, watch, watches
 from k2lab.errors import SiteError
 from k2lab.model.cache import LatentCache
 from k2lab.model.k2 import K2, Form
@@ -118,6 +118,14 @@ def test_watching_leaves_logits_equal_to_the_bit(model: K2) -> None:
     watched = forward(model, watch("*", model.config, lambda site, value: seen.append(site)))
     assert torch.equal(plain, watched)
     assert len(seen) == len(expand(model.config))
+
+
+def test_what_only_watches_is_known(model: K2) -> None:
+    one = watch("layers.*.input", model.config, lambda site, value: None)
+    two = RouteCapture(model.config).tap
+    changing = edit("layers.1.input", model.config, lambda value: value)
+    assert all(map(watches, (untouched, one, two, chain(one, two), chain(two, one))))
+    assert not any(map(watches, (changing, chain(one, changing, two), lambda site, value: value)))
 
 
 def test_an_identity_edit_leaves_logits_equal_to_the_bit(model: K2) -> None:
