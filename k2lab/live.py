@@ -76,7 +76,7 @@ class Page:
                 expected=f"1 … {LONGEST_QUESTION:,} characters.",
                 mend="ask in fewer words.",
             )
-        asked = when_free(lambda: self.run().lab.run(question.strip()))
+        asked = when_free(lambda: self.run().ask(question.strip()))
         asked.show_in(self.store)
         self.store.runs = []
         return {"run": asked.name}

@@ -232,6 +232,20 @@ class LabRun(Run, Shown):
         self.lab.latest = child
         return child
 
+    def ask(self, question: str) -> "LabRun":
+        """Another question with this run's tools, sampler, limits and rules."""
+        recipe = replace(
+            self.recipe,
+            conversation=question,
+            sampler=anew(self.recipe.sampler),
+            edits=self.lab.edits,
+            rules=replace(self.recipe.rules, journal=None),  # a journal is of one run
+            at=None,
+            given=(),
+        )
+        asked = self.lab.latest = LabRun(self.lab, recipe).begin()
+        return asked
+
     def experiment(
         self, edits: Sequence[Edit | Json], *, controls: int = 12, seed: int = 0
     ) -> Experiment:

@@ -11,6 +11,7 @@ import torch
 
 import k2lab
 from k2lab import live
+from k2lab.agent.policy import deny
 from k2lab.engine.edits import unique
 from k2lab.engine.surgery import Surgery
 from k2lab.engine.taps import chain, untouched, watch
@@ -306,7 +307,8 @@ def test_code_is_that_of_the_run_as_it_ended(lab):
     assert store.code == run.code() and "max_tokens=2048" not in store.code
 
 
-def test_a_question_takes_the_place_of_the_run_and_waits_for_the_engine(lab, run):
+def test_a_question_takes_the_place_of_the_run_and_waits_for_the_engine(lab):
+    run = lab.run("What is 3 * 14?").wait()
     page = Page()
     page.store = Store(run)
     other = lab.run("Add up the queue.", max_tokens=2000)
@@ -316,6 +318,17 @@ def test_a_question_takes_the_place_of_the_run_and_waits_for_the_engine(lab, run
     assert other.done and page.run().name == outcome["run"] and page.run() is not run
     page.run().wait()
     assert page.run().trace.answer == "2 times 21 is 42." and page.store.epoch == 2
+
+
+def test_a_question_in_the_page_keeps_the_rules_of_the_run(lab):
+    run = lab.run("What is 3 * 14?", max_tokens=64, policy=deny("calc")).wait()
+    page = Page()
+    page.store = Store(run)
+    page.ask({"text": "What is 2 * 21?"})
+    asked = page.run().wait()
+    assert asked is lab.latest and asked is not run
+    assert "not allowed: the policy deny calc" in asked.trace.calls[0].content
+    assert asked.recipe.max_tokens == 64 and not asked.recipe.edits
 
 
 def test_a_question_that_waits_too_long_is_told(lab, page, monkeypatch):
