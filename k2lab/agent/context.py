@@ -18,9 +18,8 @@ from k2lab.agent.turns import Mind
 from k2lab.engine.generate import Prompt, pieces
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
-from k2lab.text.messages import Call, Message, Role
+from k2lab.text.messages import Call, Message, Role, without_surrogates
 from k2lab.text.template import render
-from k2lab.text.tokenizer import without_surrogates
 
 FULL = 0.85  # of the room: from there on it is compacted, where Moonshot's own harness does
 AIMS = (0.5, 0.6, 0.7)  # of the room: so far it is shortened, as all that is left is read again

@@ -65,10 +65,7 @@ class Place:
     seconds: float = 0.0  # on the run's clock
     tokens: int = 0  # chosen before, for the budget
     cost: float = 0.0  # of the calls before, for the budget
-    apart: tuple[int, float] = (
-        0,
-        0.0,
-    )  # of steps and seconds, those that the budget does not count
+    apart: tuple[int, float] = (0, 0.0)  # steps and seconds that the budget does not count
     signatures: tuple[str, ...] = ()  # of the steps before, for `Repeats`
     by_hand: bool = False  # a person ended the turn: it is taken as it is, and not asked on
     held: Prompt = NOTHING  # what the cache holds

@@ -23,8 +23,7 @@ from k2lab.agent.tools import Tool, tool
 from k2lab.engine.events import Kind
 from k2lab.errors import InputError
 from k2lab.model.cache import LatentCache
-from k2lab.text.messages import Message
-from k2lab.text.tokenizer import without_surrogates
+from k2lab.text.messages import Message, without_surrogates
 
 HITS = 3  # passages that one recall gives
 LONGEST_FACT = 500  # characters of one fact in the scratch buffer

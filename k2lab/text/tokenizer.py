@@ -20,8 +20,7 @@ from typing import Self
 import tiktoken
 
 from k2lab.errors import InputError, TokenizerError
-from k2lab.text.messages import Kind
-from k2lab.text.messages import without_surrogates as without_surrogates
+from k2lab.text.messages import Kind, without_surrogates
 from k2lab.text.template import Segment
 
 RESERVED = 256  # ids after the ranks, kept for special tokens (Kimi K2)
