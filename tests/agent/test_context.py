@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 import k2lab
 from k2lab.agent.budget import Budget
 from k2lab.agent.calling import cancellation
-from k2lab.agent.journal import Journal, read, verify
+from k2lab.agent.journal import Journal, checkpoint_of, read, verify
 from k2lab.agent.loop import Mind, converse
 from k2lab.agent.memory import SCRATCH, Memory
 from k2lab.agent.terms import Terms
@@ -527,19 +528,25 @@ def test_a_run_that_crashes_anywhere_near_its_compaction_goes_on_as_if_it_had_no
     places = [each.number for each in records if each.kind == "compacted"]
     assert len(places) >= 1 and whole.trace.answer == "Done."
     near = sorted({place + more for place in places for more in range(-4, 5)} | {3})
-    append = Journal._append
-    for place in (each for each in near if 2 < each < len(records) - 1):
+    near = [each for each in near if 2 < each < len(records) - 1]
+    append, first = Journal._append, tmp_path / "first"
+
+    def crashing(journal: Journal, line: bytes) -> None:
+        """Keep what a crash would leave at each of the places; crash at the last."""
+        if journal._count in near:
+            kept = tmp_path / f"{journal._count}"
+            shutil.copy(first, kept)
+            shutil.copy(checkpoint_of(first), checkpoint_of(kept))
+        if journal._count == near[-1]:
+            raise CrashError
+        append(journal, line)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "_append", crashing)
+        run = lab.run("Go.", max_tokens=9000, journal=first, **given).wait(PATIENCE)
+        assert run.state == "error" and "CrashError" in run.error
+    for place in near:
         path = tmp_path / f"{place}"
-
-        def crashing(journal: Journal, line: bytes, place: int = place) -> None:
-            if journal._count == place:
-                raise CrashError
-            append(journal, line)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Journal, "_append", crashing)
-            run = lab.run("Go.", max_tokens=9000, journal=path, **given).wait(PATIENCE)
-            assert run.state == "error" and "CrashError" in run.error
         again = ended(k2lab.resume(path, lab=lab, **given))
         assert again.trace.ids.tolist() == whole.trace.ids.tolist(), place
         assert again.trace.contexts == whole.trace.contexts, place
