@@ -25,6 +25,8 @@ from k2lab.trace.trace import CallRecord, Trace
 Token = int | str | Sequence[int]
 """An id, the text of one token (a special one's name too), or several ids."""
 
+HANDED_ON = "handed on"  # stands for the call of what a message says that others wrote
+
 
 def place_of(trace: Trace, at: int) -> int:
     """The index at which a run is to branch, as Python's own number."""
@@ -111,11 +113,16 @@ def ask_again(calls: Iterable[CallRecord], tools: Sequence[Tool]) -> None:
 def outside(
     messages: Sequence[Mapping[str, Any]], calls: Iterable[CallRecord], tools: Sequence[Tool]
 ) -> Iterator[tuple[str, str]]:
-    """What a context begins with of results that are not trusted: (of which call, its text)."""
+    """What a context begins with that is not to be trusted: (of which call, its text).
+
+    That is results, and what a message says was handed on from outside.
+    """
     trusted = {tool.name for tool in tools if tool.trusted}
     for each in canonical_ids([message_from_dict(each) for each in messages]):
         if each.role == "tool" and each.name not in trusted:
             yield each.call_id, each.content
+        elif each.outside:
+            yield HANDED_ON, each.outside
     for made in calls:
         if made.name not in trusted and made.content is not None:
             yield made.key, made.content

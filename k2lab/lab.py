@@ -326,6 +326,7 @@ class Lab:
         max_tokens: int,
         rules: Limited,
     ) -> Recipe:
+        self._check_numbers()
         budget, others = bound(rules)
         return Recipe(
             conversation=conversation,
@@ -339,8 +340,17 @@ class Lab:
 
     def _settings(self, sampler: Sampler | None, max_tokens: int, tap: Tap) -> Settings:
         check_limit(max_tokens)
+        self._check_numbers()
         edits = Surgery(self.edits, self.config) if self.edits else None
         return Settings(self._sampler(sampler), max_tokens, tap=tap, edits=edits)
+
+    def _check_numbers(self) -> None:
+        if self.model.device.type == "meta":
+            raise InputError(
+                "This lab has the placement 'meta': shapes without numbers.",
+                expected="weights to choose a token with.",
+                mend='Load it with another placement, such as "auto".',
+            )
 
     def _sampler(self, sampler: Sampler | None) -> Sampler:
         """The sampler from its seed on; without one, the checkpoint's habit."""

@@ -295,6 +295,15 @@ def test_the_engine_takes_a_store_of_ones_own(folder: Path, tiny_model: Callable
     assert torch.equal(mine.logits(ids), k2lab.load(folder).logits(ids))
 
 
+def test_a_lab_of_shapes_alone_says_that_it_cannot_answer(folder: Path) -> None:
+    lab = k2lab.load(folder, "meta")
+    assert lab.config == K2Config.from_json(folder)
+    for ask in (lab.run, lab.events, lambda text: next(lab.generate([1]))):
+        with pytest.raises(InputError, match="shapes without numbers"):
+            ask("Go.")
+    assert lab.logits(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 2, lab.config.vocab_size)
+
+
 def test_without_a_path_the_shipped_nano_is_loaded_or_its_absence_told() -> None:
     try:
         lab = k2lab.load()

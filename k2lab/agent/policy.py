@@ -3,9 +3,10 @@
 Policies are asked in order, the first that says something decides, and where none does a person is
 asked. Whatever goes wrong with a policy is a no. No policy can waive the rule on taint:
 
-    Once text from outside was read (the result of a tool that is not `trusted`), a call that
-    changes the world needs a mandate or a person's approval, unless all its arguments stand word
-    by word in what the user wrote and not all of them in what was read.
+    Once text from outside was read (the result of a tool that is not `trusted`, or what an agent
+    handed on after reading one), a call that changes the world needs a mandate or a person's
+    approval, unless all its arguments stand word by word in what the user wrote and not all of
+    them in what was read.
 
 Taint is of the *context*, not of values: which words a model took from where cannot be known. So
 the rule is coarse. It stops calls that nobody wanted, and some that were wanted; and it does not
@@ -176,9 +177,14 @@ class Policies:
 
 
 def user_text(messages: Iterable[Mapping[str, Any]]) -> str:
-    """All that user and system messages say: neither results nor the model's own words."""
-    told = (each for each in messages if each.get("role") in ("user", "system"))
-    return "\n".join(str(each.get("content") or "") for each in told)
+    """All that user and system messages say of their own: no results, no words of a model."""
+    told = [each for each in messages if each.get("role") in ("user", "system")]
+    return "\n".join(_own(str(each.get("content") or ""), each.get("outside")) for each in told)
+
+
+def _own(content: str, outside: Any) -> str:
+    """The content without what was handed on in it, wherever that stands."""
+    return content.replace(outside, "\n") if isinstance(outside, str) and outside else content
 
 
 def _name(policy: Policy) -> str:

@@ -2,7 +2,9 @@
 
 Each is a generator of moments (who, and which event) that gives back what came of it, so that a
 workflow inside a workflow is `yield from`, and one timeline shows them all. A `Speaker` is a lab,
-or anything with its `events`. The model's own words are handed on as plain text, never as markers.
+or anything with its `events`. The model's own words are handed on as plain text, never as markers;
+and what an agent says after it read text from outside is handed on as such, so that no order inside
+a result becomes, in the next agent's run, the word of the user (see `policy.py`).
 Not here: what a single run may do (`terms.py`).
 """
 
@@ -69,6 +71,11 @@ class Said:
     text: str
     reason: str  # why the run ended; "answer" if it answered
     calls: int
+    outside: bool  # it was said after text from outside was read
+
+    def message(self) -> Mapping[str, Any]:
+        """As what the agent said before."""
+        return _message("assistant", self.text, self.text if self.outside else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,7 @@ class Outcome:
     text: str
     passed: bool  # it passed its check; without one: it is an answer
     tries: tuple[str, ...]  # all answers on the way, the last one too
+    outside: bool = False  # text from outside was read on the way to it
 
 
 Saying = Generator[Moment, None, Said]
@@ -99,6 +107,8 @@ class Agent:
     def says(self, conversation: Any) -> Saying:
         """One run."""
         text, reason, calls, run = "", "error", 0, next(_RUNS)
+        trusted = {tool.name for tool in self.tools or () if tool.trusted}
+        outside = _read_outside(conversation)
         for event in self.speaker.events(
             conversation, tools=self.tools, **dict(self.options or {})
         ):
@@ -107,28 +117,27 @@ class Agent:
                     text = event.content
                 case ToolAsked():
                     calls += 1
+                case ToolAnswered(name=name):
+                    outside = outside or name not in trusted
                 case Stopped():
                     reason = event.reason
             yield Moment(self.name, event, time.monotonic(), run)
-        return Said(text.strip(), reason, calls)
+        return Said(text.strip(), reason, calls, outside)
 
 
 def redone(agent: Agent, question: str, check: Check, *, tries: int = TRIES) -> Workflow:
     """Act, check, redo: the answer, asked for again with what is wrong until it passes."""
     _at_least_one("tries", tries)
-    messages: list[Mapping[str, Any]] = [{"role": "user", "content": question}]
-    answers: list[str] = []
+    messages, answers = [_message("user", question)], list[str]()
     for _ in range(tries):
         said = yield from agent.says(tuple(messages))
         answers.append(said.text)
         problem = check(said.text) if said.reason == "answer" else f"It ended: {said.reason}."
         if not problem:
-            return Outcome(said.text, passed=True, tries=tuple(answers))
-        messages += [
-            {"role": "assistant", "content": said.text},
-            {"role": "user", "content": REDO.format(problem=problem)},
-        ]
-    return Outcome(answers[-1], passed=False, tries=tuple(answers))
+            return Outcome(said.text, passed=True, tries=tuple(answers), outside=said.outside)
+        wrong = _message("user", REDO.format(problem=problem), problem if said.outside else "")
+        messages += [said.message(), wrong]
+    return Outcome(answers[-1], passed=False, tries=tuple(answers), outside=said.outside)
 
 
 def planned(
@@ -141,23 +150,24 @@ def planned(
     wrong.
     """
     _at_least_one("tries", tries)
-    request, answers = question, list[str]()
+    request, answers = _message("user", question), list[str]()
     for _ in range(tries):
-        plan = yield from planner.says(request)
+        plan = yield from planner.says((request,))
         known: list[Mapping[str, Any]] = []
         said = replace(plan, text="")
         for line in filter(None, map(str.strip, plan.text.splitlines())):
             if said.reason != "answer":  # of a plan that broke off nothing is done
                 break
-            known.append({"role": "user", "content": line})
+            known.append(_message("user", line, line if plan.outside else ""))
             said = yield from doer.says(tuple(known))
-            known.append({"role": "assistant", "content": said.text})
+            known.append(said.message())
         answers.append(said.text)
         problem = check(said.text) if said.reason == "answer" else f"It ended: {said.reason}."
         if not problem:
-            return Outcome(said.text, passed=True, tries=tuple(answers))
-        request = f"{question}\n{REDO.format(problem=problem)}"
-    return Outcome(answers[-1], passed=False, tries=tuple(answers))
+            return Outcome(said.text, passed=True, tries=tuple(answers), outside=said.outside)
+        again = f"{question}\n{REDO.format(problem=problem)}"
+        request = _message("user", again, problem if said.outside else "")
+    return Outcome(answers[-1], passed=False, tries=tuple(answers), outside=said.outside)
 
 
 def together(
@@ -166,16 +176,16 @@ def together(
     """Agents that co-operate: each goes on from what the one before it answered, in turn."""
     _at_least_one("agents", len(agents))
     _at_least_one("turns", turns)
-    text, answers = question, list[str]()
+    request, answers = _message("user", question), list[str]()
     for turn in range(turns):
-        said = yield from agents[turn % len(agents)].says(text)
+        said = yield from agents[turn % len(agents)].says((request,))
         answers.append(said.text)
         if said.reason != "answer":
             break
         if done(said.text):
-            return Outcome(said.text, passed=True, tries=tuple(answers))
-        text = said.text
-    return Outcome(answers[-1], passed=False, tries=tuple(answers))
+            return Outcome(said.text, passed=True, tries=tuple(answers), outside=said.outside)
+        request = _message("user", said.text, said.text if said.outside else "")
+    return Outcome(answers[-1], passed=False, tries=tuple(answers), outside=said.outside)
 
 
 def heavy(
@@ -195,15 +205,17 @@ def heavy(
     _at_least_one("workers", workers)
     heard = yield from _at_once(trajectories, question, workers)
     answers = [said.text for said in heard if said.reason == "answer"]
+    outside = any(said.outside for said in heard)
     if not answers:
-        return Outcome("", passed=False, tries=())
+        return Outcome("", passed=False, tries=(), outside=outside)
     if reflecting is None:
         best = Counter(answers).most_common(1)[0][0]
-        return Outcome(best, passed=True, tries=tuple(answers))
+        return Outcome(best, passed=True, tries=tuple(answers), outside=outside)
     attempts = "\n".join(f"{number}. {text}" for number, text in enumerate(answers, 1))
     request = REFLECT.format(question=question, count=len(answers), attempts=attempts)
-    said = yield from reflecting.says(request)
-    return Outcome(said.text, passed=said.reason == "answer", tries=(*answers, said.text))
+    said = yield from reflecting.says((_message("user", request, attempts if outside else ""),))
+    passed, tried = said.reason == "answer", (*answers, said.text)
+    return Outcome(said.text, passed=passed, tries=tried, outside=said.outside)
 
 
 def _at_once(
@@ -307,6 +319,18 @@ def timeline(moments: Sequence[Moment]) -> tuple[Row, ...]:
                 continue
         rows.append(Row(each.seconds - began, each.agent, what))
     return tuple(sorted(rows, key=lambda row: row.second))
+
+
+def _message(role: str, text: str, outside: str = "") -> Mapping[str, Any]:
+    """A message, of which a part may have come from outside."""
+    return {"role": role, "content": text} | ({"outside": outside} if outside else {})
+
+
+def _read_outside(conversation: Any) -> bool:
+    """Whether a conversation begins with results, or with what was handed on from outside."""
+    if isinstance(conversation, str):
+        return False
+    return any(each.get("outside") or each.get("role") == "tool" for each in conversation)
 
 
 def _at_least_one(what: str, number: int) -> None:

@@ -20,7 +20,9 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
-READ = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+READ = (
+    "role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "outside",
+)  # fmt: skip
 """What is read of a dictionary."""
 
 
@@ -43,6 +45,7 @@ class Message:
     calls: tuple[Call, ...] = ()  # assistant only
     call_id: str = ""  # tool only: the wire id of the call that this answers
     name: str = ""  # shown in the header instead of the role; for a tool, the tool's name
+    outside: str = ""  # the part of the content that others wrote than the role says; not shown
 
 
 def message_from_dict(source: Mapping[str, object]) -> Message:
@@ -68,6 +71,7 @@ def message_from_dict(source: Mapping[str, object]) -> Message:
         calls=_calls(source.get("tool_calls")),
         call_id=_text(source, "tool_call_id"),
         name=_text(source, "name"),
+        outside=_text(source, "outside"),
     )
     for field, value, owner in (
         ("reasoning_content", message.reasoning, "assistant"),
