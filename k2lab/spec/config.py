@@ -250,10 +250,15 @@ _POSITIVE = (
 )
 
 
+_MOST_EXPERTS = 2**20  # of all layers, K2 has 23,040; names of more would take hours to go through
+
+
 def _check_experts(config: K2Config) -> None:
     dense, layers = config.first_k_dense_replace, config.num_hidden_layers
     require(dense <= layers, "first_k_dense_replace", dense, f"At most the {layers} layers.")
     experts, groups = config.n_routed_experts, config.n_group
+    most = _MOST_EXPERTS // (layers + config.num_nextn_predict_layers)
+    require(experts <= most, "n_routed_experts", experts, f"At most {most} in {layers} layers.")
     require(experts % groups == 0, "n_group", groups, f"A divisor of the {experts} experts.")
     kept, size = config.topk_group, experts // groups
     require(kept <= groups, "topk_group", kept, f"At most n_group, {groups}.")

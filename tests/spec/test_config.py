@@ -236,6 +236,7 @@ def test_routing_keys_may_lack_only_where_the_model_type_implies_them(
         ("qk_head_dim", 128),
         ("num_nextn_predict_layers", -1),
         ("num_experts_per_tok", 385),
+        ("n_routed_experts", 10**7),
         ("num_experts_per_tok", 0),
         ("n_group", 7),
         ("n_group", 384),
@@ -271,6 +272,11 @@ def test_a_value_that_would_change_the_computation_is_refused(
     key: str, value: object, thinking: dict[str, Any]
 ) -> None:
     assert key in refused(thinking | {key: value})
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_nextn_predict_layers"])
+def test_layers_without_end_are_refused_at_once(key: str, thinking: dict[str, Any]) -> None:
+    assert "n_routed_experts" in refused(thinking | {key: 10**12})
 
 
 def test_groups_that_keep_too_few_experts_are_refused(thinking: dict[str, Any]) -> None:
