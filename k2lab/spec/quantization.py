@@ -29,6 +29,7 @@ _FIXED: dict[str, Any] = {
 }
 _ABSENT = ("dynamic", "actorder", "block_structure", "zp_dtype", "scale_dtype")
 _NOT_SET = (None, False)
+_MOST_REPEATS = 4  # the published patterns have two
 _BOOKKEEPING = ("global_compression_ratio", "version", "ignored_layers")
 
 
@@ -49,6 +50,12 @@ class Quantization:
         for name in ("num_bits", "group_size"):
             _require("quantization_config", name, getattr(self, name))
         for pattern in self.targets + self.ignore:
+            if pattern.startswith("re:") and not _ends_soon(pattern):
+                raise QuantizationError(
+                    f"In quantization_config the pattern {shown(pattern)} repeats too much.",
+                    expected=f"At most {_MOST_REPEATS} of `* + ? {{` and no repeated group.",
+                    mend="Write several patterns in its place.",
+                )
             try:
                 _hits(pattern, "")
             except re.error as error:
@@ -192,6 +199,13 @@ def _other(where: str, key: str, value: object, expected: object) -> Quantizatio
         f"In {where} the key {key!r} is {shown(value)}.",
         expected=f"{key!r} is {expected!r}, the only kind supported.",
         mend=MEND,
+    )
+
+
+def _ends_soon(pattern: str) -> bool:
+    """Whether no name can make this expression backtrack for hours."""
+    return (
+        not re.search(r"\)[*+{]", pattern) and len(re.findall("[*+?{]", pattern)) <= _MOST_REPEATS
     )
 
 

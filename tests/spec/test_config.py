@@ -397,6 +397,14 @@ def test_other_quantisation_is_refused(path: str, value: object, thinking: dict[
     refused(changed(thinking, path, value))
 
 
+@pytest.mark.parametrize("pattern", ["re:(.|.)*x", "re:.*.*.*.*.*x", "re:(.?){40}x"])
+def test_a_pattern_that_would_be_tried_for_hours_is_refused(
+    pattern: str, thinking: dict[str, Any]
+) -> None:
+    published = thinking["quantization_config"]["ignore"]
+    assert "repeats too much" in refused(changed(thinking, "ignore", [*published, pattern]))
+
+
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
 
 
