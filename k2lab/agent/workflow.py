@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from k2lab.agent.calling import Cancellation, cancellation, within
 from k2lab.agent.tools import Tool
@@ -73,9 +73,9 @@ class Said:
     calls: int
     outside: bool  # it was said after text from outside was read
 
-    def message(self) -> Mapping[str, Any]:
-        """As what the agent said before."""
-        return _message("assistant", self.text, self.text if self.outside else "")
+    def message(self, role: Literal["assistant", "user"]) -> Mapping[str, Any]:
+        """As what the agent itself said before, or as what is asked of the next one."""
+        return _message(role, self.text, self.text if self.outside else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def redone(agent: Agent, question: str, check: Check, *, tries: int = TRIES) -> 
         if not problem:
             return Outcome(said.text, passed=True, tries=tuple(answers), outside=said.outside)
         wrong = _message("user", REDO.format(problem=problem), problem if said.outside else "")
-        messages += [said.message(), wrong]
+        messages += [said.message("assistant"), wrong]
     return Outcome(answers[-1], passed=False, tries=tuple(answers), outside=said.outside)
 
 
@@ -160,7 +160,7 @@ def planned(
                 break
             known.append(_message("user", line, line if plan.outside else ""))
             said = yield from doer.says(tuple(known))
-            known.append(said.message())
+            known.append(said.message("assistant"))
         answers.append(said.text)
         problem = check(said.text) if said.reason == "answer" else f"It ended: {said.reason}."
         if not problem:
@@ -184,7 +184,7 @@ def together(
             break
         if done(said.text):
             return Outcome(said.text, passed=True, tries=tuple(answers), outside=said.outside)
-        request = _message("user", said.text, said.text if said.outside else "")
+        request = said.message("user")
     return Outcome(answers[-1], passed=False, tries=tuple(answers), outside=said.outside)
 
 
