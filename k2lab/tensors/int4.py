@@ -13,6 +13,8 @@ Source: vllm-project/compressed-tensors, compressors/pack_quantized/helpers.py.
 import torch
 from torch import Tensor
 
+from k2lab.errors import InputError
+
 GROUP = 32  # weights sharing one scale (quantization_config group_size)
 OFFSET = 8  # added to a code before it is stored, so that −8 … 7 becomes 0 … 15
 LEVELS = 7  # largest code used by the quantiser: −7 … 7, the symmetric range seen in K2 Thinking
@@ -34,16 +36,23 @@ def unpack(words: Tensor) -> Tensor:
     return (((words.unsqueeze(-1) >> shifts) & 0xF) - OFFSET).flatten(-2).to(torch.int8)
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes, int8 [out, in], and bfloat16 scales [out, in / 32] with scale = absmax / 7.
+def quantise(weight: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
+    """Codes −levels … levels, int8 [out, in], and bfloat16 scales [out, in / 32].
 
-    The scale is rounded to bfloat16 first and the codes are chosen for the rounded scale, so that
-    reading the file back loses nothing more.
+    The scale is the largest weight of its group over `levels`; fewer levels than 7 round coarser.
+    It is rounded to bfloat16 first and the codes are chosen for the rounded scale, so that reading
+    the file back loses nothing more.
     """
+    if not 1 <= levels <= LEVELS:
+        raise InputError(
+            f"Quantisation to {levels} levels on either side of zero.",
+            expected=f"1 to {LEVELS} of them: four bits hold no more.",
+            mend="Give 7 for INT4, 3 for three bits or 1 for two.",
+        )
     groups = weight.float().unflatten(-1, (-1, GROUP))
-    scale = (groups.abs().amax(-1) / LEVELS).to(torch.bfloat16)
+    scale = (groups.abs().amax(-1) / levels).to(torch.bfloat16)
     safe = torch.where(scale == 0, torch.ones_like(scale), scale).float()
-    codes = (groups / safe.unsqueeze(-1)).round().clamp(-LEVELS, LEVELS)
+    codes = (groups / safe.unsqueeze(-1)).round().clamp(-levels, levels)
     return codes.flatten(-2).to(torch.int8), scale
 
 
@@ -53,12 +62,12 @@ def dequantise(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32)
     return groups.flatten(-2).to(dtype)
 
 
-def fake_quantise(weight: Tensor) -> Tensor:
-    """The weight as INT4 would give it back, with the gradient of the identity (straight-through).
+def fake_quantise(weight: Tensor, levels: int = LEVELS) -> Tensor:
+    """The weight as its codes give it back, with the gradient of the identity (straight-through).
 
     Used in training, so that the shipped codes are the weights that were trained.
     """
     with torch.no_grad():
-        codes, scale = quantise(weight)
+        codes, scale = quantise(weight, levels)
         rounded = dequantise(codes, scale, weight.dtype)
     return weight + (rounded - weight).detach()

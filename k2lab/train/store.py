@@ -15,7 +15,7 @@ from torch import Tensor
 
 from k2lab.spec.config import K2Config
 from k2lab.spec.keys import tensors
-from k2lab.tensors.int4 import dequantise, fake_quantise, pack, quantise, unpack
+from k2lab.tensors.int4 import LEVELS, dequantise, fake_quantise, pack, quantise, unpack
 from k2lab.tensors.linear import expert_rows, laid
 from k2lab.weights.store import Lease, Ledger, namespace, place
 
@@ -29,6 +29,7 @@ class Trainable:
         self.config = config
         self.device = torch.device("cpu")
         self.quantised = False
+        self.levels = LEVELS  # what a quantised forward sees: codes −levels … levels
         self._still: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, while nothing changes
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, Tensor] = {}  # by checkpoint key; stacks: `….experts.gate_up`
@@ -76,7 +77,8 @@ class Trainable:
         gate_up, down = (self.parameters[key] for key in stack_keys(layer))
         if self.quantised:
             # Laid as in the stores that only compute: the same numbers in the same order.
-            return laid(fake_quantise(gate_up)), laid(fake_quantise(down))
+            gate_up, down = (fake_quantise(each, self.levels) for each in (gate_up, down))
+            return laid(gate_up), laid(down)
         return gate_up, down
 
     def hint(self, layer: int, ids: Tensor, confidence: float) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from k2lab.errors import InputError
 from k2lab.tensors.int4 import GROUP, dequantise, fake_quantise, pack, quantise, unpack
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "int4.safetensors"
@@ -86,6 +87,22 @@ def test_codes_use_the_symmetric_range_and_the_rounded_scale() -> None:
     half = scale.float().repeat_interleave(GROUP, -1) / 2
     # Half a step, and what rounding the scale takes from the largest weight.
     assert ((dequantise(codes, scale) - weight).abs() <= half * 1.06).all()
+
+
+def test_fewer_levels_round_coarser() -> None:
+    weight = weight_of(16, 128).float()
+    errors = []
+    for levels in (7, 3, 1):
+        codes, scale = quantise(weight, levels)
+        assert set(codes.flatten().tolist()) == set(range(-levels, levels + 1))
+        errors.append(float((dequantise(codes, scale) - weight).norm()))
+        assert torch.equal(
+            fake_quantise(weight, levels), weight + (dequantise(codes, scale) - weight)
+        )
+    assert errors == sorted(errors)
+    for levels in (0, 8, -1):
+        with pytest.raises(InputError, match=f"to {levels} levels"):
+            quantise(weight, levels)
 
 
 def test_quantising_again_changes_nothing() -> None:

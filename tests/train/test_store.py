@@ -48,6 +48,15 @@ def test_quantised_gradients_pass_straight_through(config: K2Config) -> None:
     assert gradient.abs().sum() > 0
 
 
+def test_fewer_levels_are_seen_coarser(config: K2Config) -> None:
+    store = Trainable(config)
+    model = K2(config, store)
+    full, store.quantised = logits(model), True
+    four, store.levels = logits(model), 1
+    two = logits(model)
+    assert 0 < (four - full).norm() < (two - full).norm()
+
+
 def test_what_stays_still_is_rounded_once(
     config: K2Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,9 +64,9 @@ def test_what_stays_still_is_rounded_once(
     store.quantised = True
     model, rounded = K2(config, store), list[Tensor]()
 
-    def counted(weight: Tensor) -> Tensor:
+    def counted(weight: Tensor, levels: int) -> Tensor:
         rounded.append(weight)
-        return fake_quantise(weight)
+        return fake_quantise(weight, levels)
 
     monkeypatch.setattr("k2lab.train.store.fake_quantise", counted)
     before = logits(model)
