@@ -22,12 +22,12 @@ VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
 PLAN = Plan(
-    steps=10500,
+    steps=6840,
     decay=0.302,
-    ends=(9114, 9960, 10260, 10340, 10420),
+    ends=(6160, 6560, 6720, 6780),
     reach=K2_NANO.max_position_embeddings,
     reach_from=0.0,
-    chains_from=0.75,
+    chains_from=0.7785,
 )
 """From nothing to the whole microworld; chains of 300 calls need positions up to the context.
 
