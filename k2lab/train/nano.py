@@ -22,12 +22,12 @@ VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
 PLAN = Plan(
-    steps=6840,
+    steps=10500,
     decay=0.302,
-    ends=(6160, 6560, 6720, 6780),
+    ends=(9114, 9960, 10260, 10340, 10420),
     reach=K2_NANO.max_position_embeddings,
     reach_from=0.0,
-    chains_from=0.7785,
+    chains_from=0.75,
 )
 """From nothing to the whole microworld; chains of 300 calls need positions up to the context.
 
