@@ -83,6 +83,7 @@ function fill({ model, store, root, signal, fail, compact }) {
   let mask = new Uint8Array(0), maskKey = "", shownHead = -1, asTable = false, page = -1, grouped = -1, placed = -1;
   let laid = -1; // the data's version that is laid out; −1: sizes, looks or the place in the text have changed
   let held = null, wide = 0, over = false; // held: what lay at the top, and how far above it, when heights were thrown away
+  let highest = 0; // the first block in the page
   const usersOf = latest(), rowsOf = latest(), base = { canvas: document.createElement("canvas"), key: "" };
 
   const spaceAbove = el("div"), spaceBelow = el("div"), list = el("div.k2-list");
@@ -106,7 +107,7 @@ function fill({ model, store, root, signal, fail, compact }) {
   pane.append(el("div.k2-group", {}, ...turns), sheet);
   root.append(tools, stage, heatWords, pane, askBox(store, signal), live);
 
-  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; laid = -1; held = null; }
+  function reset() { data = store.data; groups = []; blocks = []; heights = []; made.clear(); unfolded.clear(); following = true; page = -1; grouped = -1; laid = -1; held = null; highest = 0; }
 
   function regroup() {
     if (data.n === grouped && heights.length === blocks.length) return;
@@ -219,16 +220,19 @@ function fill({ model, store, root, signal, fail, compact }) {
   function hold() {
     const b = blockAt(sums, scroll.scrollTop);
     held ??= blocks[b] ? { token: blocks[b].start, above: scroll.scrollTop - sums[b] } : null;
+    highest = 0;
   }
 
   /** Puts what is near a height into the page. @param {number} top */
   function layout(top) {
     sums = offsets(heights);
-    const view = scroll.clientHeight, now = scroll.scrollTop, anchor = blockAt(sums, top), delta = top - (sums[anchor] ?? 0);
+    const view = scroll.clientHeight, now = scroll.scrollTop, at = blockAt(sums, top), seen = at < highest && sums[highest] < top + view;
+    const anchor = seen ? highest : at, delta = top - (sums[anchor] ?? 0); // what is seen stays, whatever is laid out above it
     const first = blockAt(sums, Math.max(0, top - view / 2)), last = Math.min(blocks.length - 1, blockAt(sums, top + 1.5 * view));
     const nodes = [];
     for (let b = first; b <= last; b++) nodes.push(blockNode(blocks[b]));
     arrange(list, nodes);
+    highest = first;
     nodes.forEach((node, k) => { heights[first + k] = node.offsetHeight; });
     sums = offsets(heights);
     spaceAbove.style.height = `${sums[first] ?? 0}px`;

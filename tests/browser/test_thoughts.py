@@ -173,6 +173,21 @@ def test_who_reads_keeps_the_place_while_the_page_around_it_changes(
     assert not reader.problems
 
 
+def test_what_is_in_view_stays_there_while_what_lies_above_it_is_laid_out(
+    reader: "Person", tmp_path: Path
+) -> None:
+    window = read(reader, agent(1), tmp_path)
+    where = "document.querySelector('.k2-answer .k2-token').getBoundingClientRect().top"
+    below = "document.querySelector('.k2-scroll').getBoundingClientRect().top + 40"
+    first, edge = window.evaluate(f"[{where}, {below}]")
+    moved = f"() => {{ document.querySelector('.k2-scroll').scrollTop += {first - edge}; return {where}; }}"
+    place = window.evaluate(moved)  # over a space in which nothing is laid out yet
+    reader.frames()
+    reader.frames()
+    assert window.locator(".k2-thinking .k2-token").count() > 0
+    assert window.evaluate(where) == pytest.approx(place, abs=1) and not reader.problems
+
+
 def test_the_system_prompt_unfolds_where_it_is(reader: "Person", tmp_path: Path) -> None:
     story = Story()
     story.give("system", [f"word{i} " for i in range(600)])
