@@ -1,12 +1,12 @@
-"""K2-nano from nothing: vocabulary, fine-tuning, export. One call, resumable at any point.
+"""K2-nano from nothing: vocabulary and fine-tuning. One call, resumable at any point.
 
-The work folder holds the tokenizer, the plan and the training checkpoint; the finished model is
-written in the layout of a Hugging Face checkpoint with INT4 routed experts.
+The work folder holds the tokenizer, the plan and the training checkpoint. Not here: how the
+finished model is written (`model/export.py`).
 """
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from k2lab.spec.config import K2_NANO
@@ -21,34 +21,51 @@ from k2lab.world.tasks import ENTITIES, generate
 VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
-PLAN = Plan(
-    steps=10500,
-    decay=0.302,
-    ends=(9114, 9960, 10260, 10340, 10420),
-    reach=K2_NANO.max_position_embeddings,
-    reach_from=0.0,
-    chains_from=0.75,
+STAGES = (
+    Plan(
+        steps=6840,
+        decay=0.302,
+        ends=(6160, 6560, 6720, 6780),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=5325,
+    ),
+    Plan(
+        begin=6840,
+        steps=12640,
+        peak=0.5,
+        decay=0.75,
+        ends=(12100, 12340, 12460, 12560),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=10900,
+    ),
 )
-"""From nothing to the whole microworld; chains of 300 calls need positions up to the context.
+"""The whole microworld, and then once more what is still half learned, at half the rates.
 
-The long ones take two thirds of the time where they occur (measured): short thoughts come first.
+Chains of 300 calls need positions up to the context. The long ones take more than half of the time
+where they occur (measured): short thoughts come first.
 """
 
 
 def train(
-    work: Path, plan: Plan, report: Callable[[Progress], None], *, start: Path | None = None
+    work: Path,
+    stages: Sequence[Plan],
+    report: Callable[[Progress], None],
+    *,
+    start: Path | None = None,
 ) -> Training:
-    """The finished (or continued and finished) training in the folder `work`.
+    """The finished (or continued and finished) training in the folder `work`, stage after stage.
 
     A new work folder begins from nothing, or from the finished model in the folder `start`.
     """
     keep_memory()
     if start is not None and not (work / "tokenizer").exists():
         Tokenizer.from_folder(start).save(work / "tokenizer")
-    training = Training(K2_NANO, tokenizer(work / "tokenizer"), plan)
+    training = Training(K2_NANO, tokenizer(work / "tokenizer"), stages[-1])
     if not training.resume(work) and start is not None:
         go_on(training, start)
-    training.run(work, report)
+    for plan in stages:
+        training.plan = plan
+        training.run(work, report)
     return training
 
 
