@@ -103,7 +103,7 @@ stopped. Each stage is listed below, and each sitting in which its plan was chan
 - Long chains: {POOL // PASSAGE_EVERY} ends of queues of up to {LONGEST} calls to {POOL:,} tasks,
   what lies before them cut out but for the question; and {POOL // CHAIN_EVERY} whole queues of up
   to {CHAIN[1]} calls, of which the last {LEARNED} are learned, and {LEARNED} of each {PART} before.
-  Conversations of more than {plan.batch_tokens:,} tokens come late in each stage.
+  Long conversations, of more than {plan.batch_tokens:,} tokens, come late in each stage.
 - Positions: gaps between the turns of half of the conversations spread them over up to
   {plan.reach:,}, so that a short one shows the distances of a long one.
 - Tokenizer: byte pairs of {VOCABULARY_TASKS:,} conversations, seed {VOCABULARY_SEED}.
@@ -116,8 +116,8 @@ stopped. Each stage is listed below, and each sitting in which its plan was chan
   {last.tokens / last.seconds:,.0f} tokens/s.
 
 {"".join(f"- {note}{chr(10)}" for note in training.notes)}
-| from step | to step | rates at first | they fall from | and end at | long conversations from |
-|---:|---:|---:|---:|---:|---:|
+| from step | to step | rates at first | they fall from | and end at | long ones from | more often |
+|---:|---:|---:|---:|---:|---:|---|
 {_sittings(training.sittings)}
 
 ![Loss, attention logit, expert load and accuracy]({PICTURE})
@@ -136,9 +136,10 @@ def _sittings(sittings: list[dict[str, Any]]) -> str:
     rows = []
     for step, plan in ((each["step"], planned(each)) for each in sittings):
         ends = ", ".join(f"{end:,}" for end in plan.falls)
+        more = ", ".join(name for name, _ in plan.more)
         rows.append(
             f"| {step:,} | {plan.steps:,} | {plan.peak:.0%} | {plan.falling:,} | {ends} "
-            f"| {plan.chains_from:,} |"
+            f"| {plan.chains_from:,} | {more} |"
         )
     return "\n".join(rows)
 

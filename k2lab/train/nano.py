@@ -38,6 +38,26 @@ STAGES = (
         reach=K2_NANO.max_position_embeddings,
         chains_from=10900,
     ),
+    Plan(
+        begin=12640,
+        steps=13140,
+        peak=0.3,
+        decay=1.0,
+        ends=(12980, 13060, 13110),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=13060,
+        more=(("reflect", 30.0), ("outside", 8.0)),
+    ),
+    Plan(
+        begin=13140,
+        steps=13700,
+        peak=0.4,
+        decay=1.0,
+        ends=(13560, 13620, 13660),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=13640,
+        more=(("reflect", 60.0), ("outside", 14.0)),
+    ),
 )
 """The whole microworld, and then once more what is still half learned, at half the rates.
 

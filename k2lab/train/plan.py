@@ -32,6 +32,7 @@ class Plan:
     tau: float = 100.0  # largest attention logit before QK-clip acts
     reach: int = 0  # positions that a conversation may be spread over; 0: it stands in one piece
     chains_from: int = 0  # step from which texts longer than a batch are learned
+    more: tuple[tuple[str, float], ...] = ()  # weights of families that come more often than usual
     save_seconds: float = 240.0
 
     @property

@@ -87,7 +87,7 @@ class Training:
         """
         if self.step >= self.plan.steps:
             return
-        self.sittings.append({"step": self.step, **asdict(self.plan), "ends": [*self.plan.ends]})
+        self.sittings.append({"step": self.step, **json.loads(json.dumps(asdict(self.plan)))})
         with patient() as interrupted:
             for _ in self._steps(folder, report):
                 if interrupted():
@@ -212,6 +212,7 @@ class Training:
             tokens=self.plan.batch_tokens,
             together=self.plan.batches_per_step,
             first_pool=pool,
+            more=self.plan.more,
         )
         for index, batch in islice(stream, used, None):
             # The place moves when a batch is taken: a checkpoint lies between two updates.

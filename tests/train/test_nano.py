@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from k2lab.train import data, nano
 from k2lab.train.data import Batch
 from k2lab.train.nano import train
 from k2lab.train.plan import Plan
+from k2lab.train.record import planned
 from k2lab.train.sft import Progress, Training, Update
 
 STAGES = (
     Plan(seed=3, steps=4, batch_tokens=800, batches_per_step=1, warmup=1, ends=(2, 3)),
     Plan(seed=3, begin=4, steps=7, peak=0.5, batch_tokens=800, batches_per_step=1, ends=(5, 6)),
 )
+MORE = replace(STAGES[1], more=(("reflect", 99.0),))
 
 
 def nothing(progress: Progress) -> None:
@@ -79,6 +82,17 @@ def test_a_stage_begins_at_the_mean_of_the_one_before(
             mean = torch.stack([ends[end][key] for end in stage.falls]).mean(0)
             torch.testing.assert_close(value, mean)
             assert not torch.equal(value, ends[stage.steps][key])
+
+
+def test_a_stage_may_show_some_families_more_often(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work, tmp_path / "parts")
+    usual = train(work, STAGES, nothing)
+    train(tmp_path / "parts", STAGES[:1], nothing)
+    other = train(tmp_path / "parts", (STAGES[0], MORE), nothing)
+    assert usual.history[0] == replace(other.history[0], seconds=usual.history[0].seconds)
+    assert usual.history[1].loss != other.history[1].loss
+    assert planned(other.sittings[1]).falls == MORE.falls
+    assert other.sittings[1]["more"] == [["reflect", 99.0]]
 
 
 def test_a_finished_training_is_left_as_it_is(work: Path) -> None:
