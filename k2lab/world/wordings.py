@@ -107,20 +107,9 @@ DEEDS = (
 )
 
 
-ASKED = (
-    "What was my {kind}?",
-    "Do you know my {kind}?",
-    "Please show me my {kind}.",
-    "Can you tell me my {kind}?",
-)
-
-
-def crossed(heads: Sequence[str], tails: Sequence[str], whole: Sequence[str] = ()) -> Phrasings:
-    """Every tail in every head; along each row and column some are held out, never all.
-
-    `whole` sentences are for training.
-    """
-    train = list(whole)
+def crossed(heads: Sequence[str], tails: Sequence[str]) -> Phrasings:
+    """Every tail in every head; along each row and column some are held out, never all."""
+    train: list[str] = []
     held_out: list[str] = []
     for row, head in enumerate(heads):
         for column, tail in enumerate(tails):
@@ -202,7 +191,7 @@ WORDINGS: Mapping[str, Phrasings] = MappingProxyType(
         "recall.change": Phrasings(
             CHANGES, ("Now change my {kind} to {value}.", "Please remember my new {kind}: {value}.")
         ),
-        "recall.ask": crossed(OPENERS, ("my {kind}", "my {kind} again"), ASKED),
+        "recall.ask": crossed(OPENERS, ("my {kind}", "my {kind} again")),
         "crew.stock": crossed(
             OPENERS,
             ("the stock of {one} and {two} together", "the total stock of {one} and {two}"),
