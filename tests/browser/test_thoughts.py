@@ -180,8 +180,9 @@ def test_what_is_in_view_stays_there_while_what_lies_above_it_is_laid_out(
     where = "document.querySelector('.k2-answer .k2-token').getBoundingClientRect().top"
     below = "document.querySelector('.k2-scroll').getBoundingClientRect().top + 40"
     first, edge = window.evaluate(f"[{where}, {below}]")
-    moved = f"() => {{ document.querySelector('.k2-scroll').scrollTop += {first - edge}; return {where}; }}"
-    place = window.evaluate(moved)  # over a space in which nothing is laid out yet
+    jump = f"document.querySelector('.k2-scroll').scrollTop += {first - edge}"
+    # Over a space in which nothing is laid out yet; measured before the next frame.
+    place = window.evaluate(f"() => {{ {jump}; return {where}; }}")
     reader.frames()
     reader.frames()
     assert window.locator(".k2-thinking .k2-token").count() > 0
