@@ -237,10 +237,10 @@ class Store(K2Widget):
     def _send_status(self) -> None:
         with self._lock:  # else it could be of a run whose place another one has taken
             status, before = self._status(), self.status.get("state")
+            if before != status["state"] == "stopped":  # which is another run than was begun
+                self.code = code_of(self.source)  # first: who sees it stopped finds its code
             if status != self.status:
                 self.status = status
-            if before != status["state"] == "stopped":  # which is another run than was begun
-                self.code = code_of(self.source)
 
     def _on_message(self, _: Any, content: Any, __: Any) -> None:
         try:
