@@ -424,6 +424,7 @@ def test_events_of_a_run_stay_in_order_for_another_thread() -> None:
 LEAVING = """
 import time
 import k2lab
+import k2lab.widgets.dashboard  # now, as it takes as long as a short run
 lab = k2lab.load({folder!r})
 run = lab.run("What is 3 * 14?", max_tokens=4000{more})
 while len(run.trace) < 40 and not run.done:
@@ -438,7 +439,7 @@ print(len(run.trace), run.state)
     [
         ("", "", "running"),
         ("", "run.pause()", "paused"),
-        (", tools=[]", "from k2lab.widgets.dashboard import Dashboard; run.dashboard()", "running"),
+        (", tools=[]", "run.dashboard()", "running"),
     ],
 )
 def test_a_script_that_ends_during_a_run_ends_well(
