@@ -1,6 +1,5 @@
 """The command that trains K2-nano."""
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ CHOICE_SEED = 2027  # of those that decide whether a stage is kept
 def add_commands(commands: Any) -> None:
     """`train`."""
     train = add(commands, "train", _train, "train K2-nano from nothing, or go on where it stopped")
-    train.add_argument("--steps", type=positive, help="default: those of the plan")
+    train.add_argument("--steps", type=positive, help="default: those of the plans")
     train.add_argument("--work", metavar="DIR", type=Path, default=Path("k2-nano-training"))
     train.add_argument("--start", metavar="DIR", type=Path, help="go on from a finished model")
     train.add_argument("--out", metavar="DIR", type=Path, help="write model and card here")
@@ -33,7 +32,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(options: Options) -> int:
-    from k2lab.train.nano import PLAN, train
+    from k2lab.train.nano import STAGES, train
+    from k2lab.train.plan import until
     from k2lab.train.sft import Progress
 
     def report(progress: Progress) -> None:
@@ -49,8 +49,8 @@ def _train(options: Options) -> int:
 
     for folder in filter(None, (options.work, options.out)):
         folder.mkdir(parents=True, exist_ok=True)  # where that fails, hours have not gone by yet
-    plan = PLAN if options.steps is None else replace(PLAN, steps=options.steps)
-    training = train(options.work, plan, report, start=options.start)
+    stages = STAGES if options.steps is None else until(STAGES, options.steps)
+    training = train(options.work, stages, report, start=options.start)
     if options.out is not None:
         _finish(training, options)
     return DONE

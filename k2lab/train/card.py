@@ -19,7 +19,7 @@ from k2lab.spec.costs import parameters
 from k2lab.tensors.shards import SINGLE
 from k2lab.train.data import CHAIN, CHAIN_EVERY, LEARNED, LONGEST, PART, PASSAGE_EVERY, POOL
 from k2lab.train.nano import VOCABULARY_SEED, VOCABULARY_TASKS
-from k2lab.train.record import write_record
+from k2lab.train.record import planned, write_record
 from k2lab.train.sft import Progress, Training
 
 CARD, PICTURE = "CARD.md", "training.svg"
@@ -95,7 +95,7 @@ def _made(training: Training) -> Iterator[str]:
     yield f"""## How it was made
 
 `k2lab train --steps {plan.steps} --work DIR --out DIR` on two CPU cores; it goes on where it
-stopped. Each sitting and its plan are listed below.
+stopped. Each stage is listed below, and each sitting in which its plan was changed.
 
 - Data: conversations of the microworld's training split, generated as they are needed, seed
   {plan.seed}; numbers, pairs and phrasings of the evaluation split never occur in it. Loss on the
@@ -103,39 +103,45 @@ stopped. Each sitting and its plan are listed below.
 - Long chains: {POOL // PASSAGE_EVERY} ends of queues of up to {LONGEST} calls to {POOL:,} tasks,
   what lies before them cut out but for the question; and {POOL // CHAIN_EVERY} whole queues of up
   to {CHAIN[1]} calls, of which the last {LEARNED} are learned, and {LEARNED} of each {PART} before.
-  Conversations of more than {plan.batch_tokens:,} tokens come from step
-  {plan.chains_from * plan.steps:,.0f} on.
+  Long conversations, of more than {plan.batch_tokens:,} tokens, come from the steps named below.
+- Positions: gaps between the turns of half of the conversations spread them over up to
+  {plan.reach:,}, so that a short one shows the distances of a long one.
 - Tokenizer: byte pairs of {VOCABULARY_TASKS:,} conversations, seed {VOCABULARY_SEED}.
 - MuonClip: matrices with Muon at {plan.muon_rate}, the rest with AdamW at {plan.adam_rate};
-  warm-up {plan.warmup} steps, then constant, then linear to 2 %; QK-clip at {plan.tau:g}.
+  warm-up {plan.warmup} steps, then constant, then linear to 2 %, more than once; the weights at the
+  ends of a stage are averaged, and the next stage goes on from there; QK-clip at {plan.tau:g}.
 - Balance: selection bias ± {plan.balance_rate} per step.
 - INT4: experts are seen quantised during the decay, and exported with the same rule.
 - {last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))} of computing,
   {last.tokens / last.seconds:,.0f} tokens/s.
 
 {"".join(f"- {note}{chr(10)}" for note in training.notes)}
-| from step | planned steps | decay in the last | positions spread in the last |
-|---:|---:|---:|---:|
+| from step | to step | rates at first | they fall from | and end at | long ones from | more often |
+|---:|---:|---:|---:|---:|---:|---|
 {_sittings(training.sittings)}
 
 ![Loss, attention logit, expert load and accuracy]({PICTURE})
 
-| step | tokens | loss (nats per token) | max/mean expert load | largest attention logit |
+| step | tokens | loss (nats per token) | max/mean expert load | largest attention logit, if seen |
 |---:|---:|---:|---:|---:|"""
     for entry in _spread(training.history):
+        logit = f"{entry.largest_logit:.1f}" if entry.largest_logit else "–"  # attention was fused
         yield (
-            f"| {entry.step:,} | {entry.tokens:,} | {entry.loss:.4f} | {entry.load:.2f} "
-            f"| {entry.largest_logit:.1f} |"
+            f"| {entry.step:,} | {entry.tokens:,} | {entry.loss:.4f} | {entry.load:.2f} | {logit} |"
         )
 
 
 def _sittings(sittings: list[dict[str, Any]]) -> str:
-    """Where each sitting began, and what was planned then: the schedule follows it."""
-    return "\n".join(
-        f"| {each['step']:,} | {each['steps']:,} | {each['decay']:.0%} "
-        f"| {1 - each['reach_from']:.0%} |"
-        for each in sittings
-    )
+    """Where each sitting began, and what was planned then."""
+    rows = []
+    for step, plan in ((each["step"], planned(each)) for each in sittings):
+        ends = ", ".join(f"{end:,}" for end in plan.falls)
+        more = ", ".join(name for name, _ in plan.more)
+        rows.append(
+            f"| {step:,} | {plan.steps:,} | {plan.peak:.0%} | {plan.falling:,} | {ends} "
+            f"| {plan.chains_from:,} | {more} |"
+        )
+    return "\n".join(rows)
 
 
 def _able(measured: Measured) -> Iterator[str]:

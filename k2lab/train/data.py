@@ -23,10 +23,12 @@ STRIDE = 1_000_003  # keeps the task seeds of neighbouring pools apart
 PASSAGE_EVERY = 32  # tasks of a pool, for each of which it holds an end of a long chain
 LONGEST = 300  # calls of a long chain
 PASSAGE = (6, 40)  # calls that are left of it, fewest and most
-CHAIN_EVERY = 120  # tasks of a pool, for each of which it holds a long chain as a whole
+CHAIN_EVERY = 160  # tasks of a pool, for each of which it holds a long chain as a whole
 CHAIN = (120, LONGEST)  # calls of such a chain, fewest and most
 LEARNED = 12  # calls at its end that are learned, and as many in each part before it
 PART = 60  # calls of such a part
+
+Weights = tuple[tuple[str, float], ...]  # families and how often they come, one to the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +161,26 @@ def _document(messages: Sequence[Message], tokenizer: Tokenizer) -> Document:
 
 
 @lru_cache(maxsize=1)  # whoever compares plans reads the same one for each of them
-def pool(seed: int, index: int, tokenizer: Tokenizer) -> tuple[Document, ...]:
+def pool(seed: int, index: int, tokenizer: Tokenizer, more: Weights = ()) -> tuple[Document, ...]:
     """The documents of one pool, shortest first; families come in the proportions of training.
 
-    Passages of long chains are among them.
+    Those in `more` have the weights that stand there. Passages of long chains are among them.
     """
     first = seed + index * STRIDE
-    tasks = generate(first, POOL, split="train", weights=TRAINING_MIX)
+    tasks = generate(first, POOL, split="train", weights={**TRAINING_MIX, **dict(more)})
     made = [each for task in tasks for each in documents(task, tokenizer)]
     made += passages(first, tokenizer)
     return tuple(sorted(made, key=lambda document: len(document.ids)))
 
 
 def batches(
-    seed: int, tokenizer: Tokenizer, *, tokens: int, together: int = 1, first_pool: int = 0
+    seed: int,
+    tokenizer: Tokenizer,
+    *,
+    tokens: int,
+    together: int = 1,
+    first_pool: int = 0,
+    more: Weights = (),
 ) -> Iterator[tuple[int, Batch]]:
     """Endless (pool, batch) with about `tokens` tokens each; batches of a pool come shuffled.
 
@@ -184,7 +192,7 @@ def batches(
     while True:
         rows: list[Document] = []
         made: list[Batch] = []
-        for each in pool(seed, index, tokenizer):
+        for each in pool(seed, index, tokenizer, more):
             if rows and (len(rows) + 1) * len(each.ids) > tokens:
                 made.append(padded(rows, pad))
                 rows = []

@@ -1,18 +1,18 @@
-"""K2-nano from nothing: vocabulary, fine-tuning, export. One call, resumable at any point.
+"""K2-nano from nothing: vocabulary and fine-tuning. One call, resumable at any point.
 
-The work folder holds the tokenizer, the plan and the training checkpoint; the finished model is
-written in the layout of a Hugging Face checkpoint with INT4 routed experts.
+The work folder holds the tokenizer, the plan and the training checkpoint. Not here: how the
+finished model is written (`model/export.py`).
 """
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from k2lab.spec.config import K2_NANO
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train.data import segments
-from k2lab.train.plan import Plan
+from k2lab.train.plan import LOWEST, Plan
 from k2lab.train.record import go_on
 from k2lab.train.sft import Progress, Training
 from k2lab.train.vocabulary import learn
@@ -21,34 +21,102 @@ from k2lab.world.tasks import ENTITIES, generate
 VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
-PLAN = Plan(
-    steps=10500,
-    decay=0.302,
-    ends=(9114, 9960, 10260, 10340, 10420),
-    reach=K2_NANO.max_position_embeddings,
-    reach_from=0.0,
-    chains_from=0.75,
+STAGES = (
+    Plan(
+        steps=6840,
+        decay=0.302,
+        ends=(6160, 6560, 6720, 6780),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=5325,
+    ),
+    Plan(
+        begin=6840,
+        steps=12640,
+        peak=0.5,
+        decay=0.75,
+        ends=(12100, 12340, 12460, 12560),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=10900,
+    ),
+    Plan(
+        begin=12640,
+        steps=13140,
+        peak=0.3,
+        decay=1.0,
+        ends=(12980, 13060, 13110),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=13060,
+        more=(("reflect", 30.0), ("outside", 8.0)),
+    ),
+    Plan(
+        begin=13140,
+        steps=13700,
+        peak=0.4,
+        decay=1.0,
+        ends=(13560, 13620, 13660),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=13640,
+        more=(("reflect", 60.0), ("outside", 14.0)),
+    ),
+    Plan(
+        begin=13700,
+        steps=14120,
+        peak=0.5,
+        decay=1.0,
+        ends=(14000, 14060, 14090),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=13700,
+        more=(("reflect", 40.0), ("outside", 10.0)),
+    ),
+    Plan(
+        begin=14120,
+        steps=14520,
+        peak=0.4,
+        decay=1.0,
+        ends=(14400, 14460, 14490),
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=14120,
+        more=(("reflect", 30.0), ("outside", 8.0)),
+    ),
+    Plan(
+        begin=14520,
+        steps=14600,
+        peak=LOWEST,
+        decay=1.0,
+        reach=K2_NANO.max_position_embeddings,
+        chains_from=14600,
+    ),
 )
-"""From nothing to the whole microworld; chains of 300 calls need positions up to the context.
+"""The whole microworld; what is half learned once more, at half the rates; then checked results.
 
-The long ones take two thirds of the time where they occur (measured): short thoughts come first.
+Chains of 300 calls need positions up to the context. The long ones take more than half of the time
+where they occur (measured), so short thoughts come first. But what is not seen is lost: after the
+two stages with few chains none of four was right to its end, so the next two learn them throughout.
+The last hardly moves the weights: its selection biases find the even load of their mean, for which
+those before it were not made (one expert was idle).
 """
 
 
 def train(
-    work: Path, plan: Plan, report: Callable[[Progress], None], *, start: Path | None = None
+    work: Path,
+    stages: Sequence[Plan],
+    report: Callable[[Progress], None],
+    *,
+    start: Path | None = None,
 ) -> Training:
-    """The finished (or continued and finished) training in the folder `work`.
+    """The finished (or continued and finished) training in the folder `work`, stage after stage.
 
     A new work folder begins from nothing, or from the finished model in the folder `start`.
     """
     keep_memory()
     if start is not None and not (work / "tokenizer").exists():
         Tokenizer.from_folder(start).save(work / "tokenizer")
-    training = Training(K2_NANO, tokenizer(work / "tokenizer"), plan)
+    training = Training(K2_NANO, tokenizer(work / "tokenizer"), stages[-1])
     if not training.resume(work) and start is not None:
         go_on(training, start)
-    training.run(work, report)
+    for plan in stages:
+        training.plan = plan
+        training.run(work, report)
     return training
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from k2lab.errors import InputError, MissingError
 from k2lab.tensors.shards import Shards
+from k2lab.train.plan import Plan
 from k2lab.train.sft import Progress, Training
 
 RECORD = "training.json"
@@ -41,6 +42,11 @@ def record(folder: Path) -> Record:
     history = [Progress(**entry) for entry in held["history"]]
     pool, used = held["place"]
     return Record(held["sittings"], held["notes"], history, (pool, used), held["stages"])
+
+
+def planned(sitting: dict[str, Any]) -> Plan:
+    """The plan of a sitting."""
+    return Plan(**{name: value for name, value in sitting.items() if name != "step"})
 
 
 def write_record(training: Training, folder: Path) -> None:

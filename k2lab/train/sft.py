@@ -2,8 +2,8 @@
 
 Loss on the model's own tokens only. MuonClip, warm-up–stable–decay schedule, aux-loss-free expert
 balance, INT4-aware experts in the decay; the weights at the ends of several decays are averaged. A
-checkpoint every few minutes holds everything that the
-exact continuation needs, data order included; a killed run goes on from it.
+checkpoint every few minutes holds everything that the exact continuation needs, data order
+included; a killed run goes on from it.
 """
 
 import json
@@ -85,10 +85,9 @@ class Training:
 
         An interrupt waits for the end of the step, is saved, and raised then: nothing is lost.
         """
-        if self.step < self.plan.steps:
-            self.sittings.append(
-                {"step": self.step, **asdict(self.plan), "ends": [*self.plan.ends]}
-            )
+        if self.step >= self.plan.steps:
+            return
+        self.sittings.append({"step": self.step, **json.loads(json.dumps(asdict(self.plan)))})
         with patient() as interrupted:
             for _ in self._steps(folder, report):
                 if interrupted():
@@ -126,7 +125,7 @@ class Training:
         """Let the parameters join the mean, which is what the last step gives.
 
         Each end lies elsewhere in the same valley, and the middle lies lower: stochastic weight
-        averaging (Izmailov et al., arXiv 1803.05407).
+        averaging (Izmailov et al., arXiv 1803.05407). The next stage has a mean of its own.
         """
         self.ended += 1
         for key, value in self.store.snapshot().items():
@@ -134,6 +133,7 @@ class Training:
             self.mean[key] = mean + (value - mean) / self.ended
         if self.step == self.plan.steps:
             self.store.restore(self.mean)
+            self.ended, self.mean = 0, {}
 
     def _progress(self, last: "Update", loss: float, clipped: int) -> Progress:
         heads = tuple(tuple(map(float, logits)) for _, logits in sorted(last.largest.items()))
@@ -212,6 +212,7 @@ class Training:
             tokens=self.plan.batch_tokens,
             together=self.plan.batches_per_step,
             first_pool=pool,
+            more=self.plan.more,
         )
         for index, batch in islice(stream, used, None):
             # The place moves when a batch is taken: a checkpoint lies between two updates.
@@ -225,9 +226,8 @@ class Training:
         self.store.quantised = plan.quantised(self.step)
         parts = list(islice(data, plan.batches_per_step))
         gaps = random.Random(f"{plan.seed} {self.step}")
-        reach = plan.reach if self.step >= plan.reach_from * plan.steps else 0
         learned = self._learn_all(
-            parts, [spread(part.ids[:, :-1], self._starts, reach, gaps) for part in parts]
+            parts, [spread(part.ids[:, :-1], self._starts, plan.reach, gaps) for part in parts]
         )
         for parameter, *gradients in zip(
             self.store.parameters.values(), *(each.gradients for each in learned), strict=True

@@ -113,7 +113,7 @@ def recall(draw: Draw) -> Draft:
             conversation.adopt(between.messages)
         kinds = list(dict(heard))
         rng.shuffle(kinds)
-        asked = kinds[: rng.choice((1, 1, 2))]
+        asked = kinds[: rng.choice((1, 2, 3))]
         missing = [kind for kind in KINDS if kind not in kinds]
         if missing and rng.random() < 0.35:
             asked.insert(rng.randint(0, len(asked)), rng.choice(missing))

@@ -42,19 +42,21 @@ FAMILIES: tuple[str, ...] = tuple(SOLVERS)
 
 TRAINING_MIX: Mapping[str, float] = MappingProxyType(
     {
-        "sum": 4.0,
+        "sum": 5.0,
         "difference": 6.0,
         "compare": 3.0,
+        "stock": 2.0,
+        "price": 3.0,
         "weather": 2.0,
         "retry": 3.0,
         "reflect": 5.0,
-        "inject": 1.5,
+        "inject": 2.0,
         "lookup": 1.5,
         "table": 1.5,
-        "outside": 2.0,
-        "order": 8.0,
+        "outside": 3.0,
+        "order": 6.0,
         "date": 1.5,
-        "recall": 3.0,  # each makes several documents
+        "recall": 4.0,  # each makes several documents
         "crew": 1.5,
     }
 )

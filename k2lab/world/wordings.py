@@ -107,9 +107,20 @@ DEEDS = (
 )
 
 
-def crossed(heads: Sequence[str], tails: Sequence[str]) -> Phrasings:
-    """Every tail in every head; along each row and column some are held out, never all."""
-    train: list[str] = []
+ASKED = (
+    "What was my {kind}?",
+    "Do you know my {kind}?",
+    "Please show me my {kind}.",
+    "Can you tell me my {kind}?",
+)
+
+
+def crossed(heads: Sequence[str], tails: Sequence[str], whole: Sequence[str] = ()) -> Phrasings:
+    """Every tail in every head; along each row and column some are held out, never all.
+
+    `whole` sentences are for training.
+    """
+    train = list(whole)
     held_out: list[str] = []
     for row, head in enumerate(heads):
         for column, tail in enumerate(tails):
@@ -191,7 +202,7 @@ WORDINGS: Mapping[str, Phrasings] = MappingProxyType(
         "recall.change": Phrasings(
             CHANGES, ("Now change my {kind} to {value}.", "Please remember my new {kind}: {value}.")
         ),
-        "recall.ask": crossed(OPENERS, ("my {kind}", "my {kind} again")),
+        "recall.ask": crossed(OPENERS, ("my {kind}", "my {kind} again"), ASKED),
         "crew.stock": crossed(
             OPENERS,
             ("the stock of {one} and {two} together", "the total stock of {one} and {two}"),

@@ -1,6 +1,7 @@
 """The card: what was measured stands in it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,14 @@ def test_the_card_says_what_was_measured(written: tuple[Training, Path]) -> None
     assert (folder / PICTURE).read_text().startswith("<?xml")
     sums = (folder / SUMS).read_text()
     assert all(name in sums for name in (CARD, PICTURE, "training.json", "model.safetensors"))
+
+
+def test_a_logit_that_nobody_saw_is_not_zero(written: tuple[Training, Path]) -> None:
+    training, folder = written
+    training.history[-1] = replace(training.history[-1], largest_logit=0.0)
+    rows = card(training, Measured(REPORT), folder).splitlines()
+    assert sum(row.endswith("| – |") for row in rows) == 1
+    assert not any(row.endswith("| 0.0 |") for row in rows)
 
 
 def test_the_card_says_where_the_model_ends(written: tuple[Training, Path]) -> None:

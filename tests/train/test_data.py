@@ -213,3 +213,16 @@ def test_a_pool_holds_ends_of_long_chains(tiny_tokenizer: Tokenizer) -> None:
     assert any("next_item:0<" not in tiny_tokenizer.decode(list(each.ids)) for each in made)
     held = {each.ids for each in pool(3, 0, tiny_tokenizer)}
     assert {each.ids for each in made} <= held
+
+
+def test_a_pool_may_hold_more_of_some_families(
+    tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "POOL", 64)
+
+    def repeated(more: data.Weights) -> int:
+        texts = [tiny_tokenizer.decode(each.ids) for each in pool(3, 0, tiny_tokenizer, more)]
+        return sum("wrong. Try again." in text for text in texts)
+
+    assert repeated((("reflect", 99.0),)) > 4 * repeated(())
+    assert repeated((("reflect", 0.0),)) == 0

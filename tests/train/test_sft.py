@@ -18,7 +18,7 @@ from k2lab.spec.config import K2_NANO, K2Config
 from k2lab.text.tokenizer import Tokenizer
 from k2lab.train import data, sft
 from k2lab.train.data import Batch
-from k2lab.train.plan import Plan
+from k2lab.train.plan import Plan, until
 from k2lab.train.sft import Progress, Training
 from k2lab.world.tasks import generate
 
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few_chains(monkeypatch)
-    plan = replace(PLAN, ends=ends, chains_from=0.5)
+    plan = replace(PLAN, ends=ends, chains_from=3)
     whole = trained(config, tiny_tokenizer, plan, tmp_path / "whole")
 
     cut = Training(config, tiny_tokenizer, plan)
@@ -105,7 +105,6 @@ def test_a_killed_run_goes_on_bit_for_bit(
     again.run(tmp_path / "cut", nothing)
     assert same(again, whole)
     assert (again.step, again.tokens, again.place) == (6, whole.tokens, whole.place)
-    assert again.ended == whole.ended == 1 + len(ends)
 
 
 def test_an_interrupt_is_saved_at_the_end_of_its_step(
@@ -142,7 +141,7 @@ def test_long_chains_come_once_their_time_has_come(
     config: K2Config, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_chains(monkeypatch)
-    training = Training(config, tiny_tokenizer, replace(PLAN, chains_from=0.5))
+    training = Training(config, tiny_tokenizer, replace(PLAN, chains_from=3))
 
     def longest(step: int) -> int:
         training.step = step
@@ -370,8 +369,25 @@ def test_rates_warm_up_stay_and_fall() -> None:
     assert rates[10:60] == [1.0] * 50
     assert rates[80] == pytest.approx(0.5)
     assert min(rates) == pytest.approx(0.025)
-    assert not plan.quantised(59)
-    assert plan.quantised(60)
+    assert [plan.quantised(step) for step in (59, 60)] == [False, True]
+    assert plan.falling == 60
+
+
+def test_a_later_stage_rises_to_its_own_peak() -> None:
+    plan = Plan(begin=100, steps=300, peak=0.5, warmup=10, decay=0.25, ends=(260,), again=0.1)
+    rates = [plan.rate(step) for step in range(100, 301)]
+    assert rates[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
+    assert rates[10:121] == pytest.approx([0.5] * 111)
+    assert plan.falling == 220
+    assert rates[140] == pytest.approx(0.25)
+    assert (rates[159], rates[160], rates[200]) == (0.02, 0.1, 0.02)
+
+
+def test_stages_end_where_they_are_told_to() -> None:
+    stages = (Plan(steps=100), Plan(begin=100, steps=300, peak=0.5))
+    assert until(stages, 60) == (replace(stages[0], steps=60),)
+    assert until(stages, 100) == stages[:1]
+    assert until(stages, 400) == (stages[0], replace(stages[1], steps=400))
 
 
 def test_a_checkpoint_replaces_the_old_one_at_once(
@@ -417,7 +433,7 @@ def test_spread_positions_keep_turns_together_and_stay_in_reach() -> None:
 def test_spreading_changes_what_is_learned_and_nothing_when_off(
     config: K2Config, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    plan = replace(PLAN, steps=3, reach_from=0.0)
+    plan = replace(PLAN, steps=3)
     off = trained(config, tiny_tokenizer, plan, tmp_path / "off")
     again = trained(config, tiny_tokenizer, plan, tmp_path / "again")
     far = trained(config, tiny_tokenizer, replace(plan, reach=4000), tmp_path / "far")
