@@ -192,7 +192,9 @@ def test_training_writes_a_model_that_verifies(
     progress, measured, used = lines(capsys)
     assert (progress["step"], used["tasks"]) == (1, 2)
     assert measured["overall"]["n"] == 2
-    assert (out / "CARD.md").read_text().startswith("# K2-nano")
+    card = (out / "CARD.md").read_text()
+    assert card.startswith("# K2-nano")
+    assert "| all tasks, had experts stayed in bfloat16 | 0.0% | 2 |" in card
     assert cli.main(["verify", str(out)]) == 0
 
     capsys.readouterr()

@@ -1,5 +1,6 @@
 """The command that trains K2-nano."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ def _finish(training: "Training", options: Options) -> None:
 
     if options.rl:
         _reinforce(training, options)
+    with TemporaryDirectory(prefix="k2lab-bf16-") as place:
+        parent = _measured(training, Path(place), options.eval, CARD_SEED, rounded=False)
     report = _measured(training, options.out, options.eval, CARD_SEED)
     show(report, options)
     lab, chains, used = k2lab.load(options.out), None, None
@@ -77,7 +80,7 @@ def _finish(training: "Training", options: Options) -> None:
         uses = experts.uses(lab, lab.about, options.experts, CARD_SEED)
         used = experts.report(uses, lab.about, CARD_SEED)
         show(used, options)
-    measured = Measured(report, chains, CALLS, used, limits.answers(lab))
+    measured = Measured(report, chains, CALLS, used, parent, limits.answers(lab))
     write_card(training, measured, options.out)
 
 
@@ -101,14 +104,19 @@ def _reinforce(training: "Training", options: Options) -> None:
     )
 
 
-def _measured(training: "Training", folder: Path, tasks: int, seed: int) -> "Report":
-    """The report on the model as it is, written to `folder`."""
+def _measured(
+    training: "Training", folder: Path, tasks: int, seed: int, *, rounded: bool = True
+) -> "Report":
+    """The report on the model as it is, written to `folder`; experts are INT4 where `rounded`."""
     import k2lab
     from k2lab.evals.microworld import microworld
     from k2lab.model.export import write_checkpoint
 
+    config = training.config
+    if not rounded:
+        config = replace(config, quantization_config=None)
     training.tokenizer.save(folder)
-    write_checkpoint(folder, training.config, training.store.export())
+    write_checkpoint(folder, config, training.store.export(rounded=rounded))
     return microworld(k2lab.load(folder), tasks, seed)
 
 

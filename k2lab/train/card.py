@@ -34,6 +34,7 @@ class Measured:
     chains: Report | None = None  # queues of many calls in one conversation
     calls: int = 0  # numbers in each of those
     experts: ExpertReport | None = None
+    parent: Report | None = None  # the same tasks and weights, experts not rounded to INT4
     answers: Mapping[str, str] = field(default_factory=dict)  # to the questions of `limits.py`
 
 
@@ -164,6 +165,8 @@ Wilson 95 % intervals.
         if share.n == 0:
             continue
         yield _row(name, share)
+    if measured.parent is not None:
+        yield _row("all tasks, had experts stayed in bfloat16", measured.parent.overall)
     if measured.chains is not None:
         yield f"""
 `k2lab eval microworld --families queue --queue-length {measured.calls} --n \

@@ -111,8 +111,11 @@ class Trainable:
         for key, value in kept.items():
             self.parameters[key].copy_(value)
 
-    def export(self) -> Iterator[tuple[str, Tensor]]:
-        """The checkpoint's tensors: bfloat16, selection bias float32, routed experts INT4."""
+    def export(self, *, rounded: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """The checkpoint's tensors: bfloat16, selection bias float32, routed experts INT4.
+
+        Where they are not `rounded`, routed experts are bfloat16, too.
+        """
         for key, _ in dense_shapes(self.config):
             layer, _, name = place(key)
             if name == BIAS:
@@ -123,6 +126,9 @@ class Trainable:
         for layer in self.config.moe_layers:
             stacks = (self.parameters[key].detach() for key in stack_keys(layer))
             for name, weight in per_expert(layer, *stacks):
+                if not rounded:
+                    yield f"{name}.weight", weight.to(torch.bfloat16)
+                    continue
                 codes, scale = quantise(weight)
                 yield f"{name}.weight_packed", pack(codes)
                 yield f"{name}.weight_scale", scale

@@ -30,6 +30,8 @@ REPORT = Report(
     injected=share(0, 0),
 )
 
+PARENT = replace(REPORT, overall=share(10, 12))
+
 EXPERTS = ExpertReport(
     seed=7,
     tasks=12,
@@ -69,7 +71,7 @@ def written(
     folder = tmp_path / "out"
     folder.mkdir()
     write_checkpoint(folder, config, training.store.export())
-    write_card(training, Measured(REPORT, REPORT, 300, EXPERTS, ANSWERS), folder)
+    write_card(training, Measured(REPORT, REPORT, 300, EXPERTS, PARENT, ANSWERS), folder)
     return training, folder
 
 
@@ -79,6 +81,7 @@ def test_the_card_says_what_was_measured(written: tuple[Training, Path]) -> None
     assert "| **overall** | 75.0% | 12 |" in text
     assert "| sum | 50.0% | 6 |" in text
     assert "| the right total after 300 calls | 75.0% | 12 |" in text
+    assert "| all tasks, had experts stayed in bfloat16 | 83.3% | 12 |" in text
     assert "| thinking − call, 12 tasks | 50.0% |" in text
     assert "comparisons below | 62.5% |" in text
     assert "A note for the reader." in text

@@ -1,6 +1,7 @@
 """Weights that learn: every parameter gets a gradient, and what is exported is what was trained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_an_export_has_exactly_the_tensors_of_the_config(config: K2Config) -> No
     names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int32: "I32"}
     got = {key: (tuple(value.shape), names[value.dtype]) for key, value in exported.items()}
     assert got == {spec.key: (spec.shape, spec.dtype) for spec in tensors(config)}
+
+
+def test_an_export_may_leave_experts_as_they_are(config: K2Config) -> None:
+    store, plain = Trainable(config), replace(config, quantization_config=None)
+    exported = dict(store.export(rounded=False))
+    assert {key: tuple(value.shape) for key, value in exported.items()} == {
+        spec.key: spec.shape for spec in tensors(plain)
+    }
+    expert = exported["model.layers.2.mlp.experts.3.down_proj.weight"]
+    assert torch.equal(expert, store.parameters["model.layers.2.mlp.experts.down"][3].bfloat16())
 
 
 def balanced(config: K2Config) -> Trainable:
