@@ -112,9 +112,7 @@ def _measured(
     from k2lab.evals.microworld import microworld
     from k2lab.model.export import write_checkpoint
 
-    config = training.config
-    if not rounded:
-        config = replace(config, quantization_config=None)
+    config = training.config if rounded else replace(training.config, quantization_config=None)
     training.tokenizer.save(folder)
     write_checkpoint(folder, config, training.store.export(rounded=rounded))
     return microworld(k2lab.load(folder), tasks, seed)

@@ -167,6 +167,7 @@ Wilson 95 % intervals.
         yield _row(name, share)
     if measured.parent is not None:
         yield _row("all tasks, had experts stayed in bfloat16", measured.parent.overall)
+        yield f"\n`k2lab train --eval {measured.parent.overall.n}` measures the last row."
     if measured.chains is not None:
         yield f"""
 `k2lab eval microworld --families queue --queue-length {measured.calls} --n \

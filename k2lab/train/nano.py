@@ -7,6 +7,7 @@ finished model is written (`model/export.py`).
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from k2lab.spec.config import K2_NANO
@@ -21,77 +22,71 @@ from k2lab.world.tasks import ENTITIES, generate
 VOCABULARY_SEED = 99
 VOCABULARY_TASKS = 3000
 RESERVED = 256  # ids kept for special tokens, as in K2
+_Stage = partial(Plan, reach=K2_NANO.max_position_embeddings)  # a chain of 300 calls needs it
 STAGES = (
-    Plan(
+    _Stage(
         steps=6840,
         decay=0.302,
         ends=(6160, 6560, 6720, 6780),
-        reach=K2_NANO.max_position_embeddings,
         chains_from=5325,
     ),
-    Plan(
+    _Stage(
         begin=6840,
         steps=12640,
         peak=0.5,
         decay=0.75,
         ends=(12100, 12340, 12460, 12560),
-        reach=K2_NANO.max_position_embeddings,
         chains_from=10900,
     ),
-    Plan(
+    _Stage(
         begin=12640,
         steps=13140,
         peak=0.3,
         decay=1.0,
         ends=(12980, 13060, 13110),
-        reach=K2_NANO.max_position_embeddings,
         chains_from=13060,
         more=(("reflect", 30.0), ("outside", 8.0)),
     ),
-    Plan(
+    _Stage(
         begin=13140,
         steps=13700,
         peak=0.4,
         decay=1.0,
         ends=(13560, 13620, 13660),
-        reach=K2_NANO.max_position_embeddings,
         chains_from=13640,
         more=(("reflect", 60.0), ("outside", 14.0)),
     ),
-    Plan(
+    _Stage(
         begin=13700,
         steps=14120,
         peak=0.5,
         decay=1.0,
         ends=(14000, 14060, 14090),
-        reach=K2_NANO.max_position_embeddings,
         chains_from=13700,
         more=(("reflect", 40.0), ("outside", 10.0)),
     ),
-    Plan(
+    _Stage(
         begin=14120,
         steps=14520,
         peak=0.4,
         decay=1.0,
         ends=(14400, 14460, 14490),
-        reach=K2_NANO.max_position_embeddings,
         chains_from=14120,
         more=(("reflect", 30.0), ("outside", 8.0)),
     ),
-    Plan(
+    _Stage(
         begin=14520,
         steps=14600,
         peak=LOWEST,
         decay=1.0,
-        reach=K2_NANO.max_position_embeddings,
         chains_from=14600,
     ),
 )
 """The whole microworld; what is half learned once more, at half the rates; then checked results.
 
-Chains of 300 calls need positions up to the context. The long ones take more than half of the time
-where they occur (measured), so short thoughts come first. But what is not seen is lost: after the
-two stages with few chains none of four was right to its end, so the next two learn them throughout.
+Long chains take more than half of the time where they occur (measured), so short thoughts come
+first. But what is not seen is lost: after the two stages with few chains no long one came out right
+(measured), so the next two learn them throughout.
 The last hardly moves the weights: its selection biases find the even load of their mean, for which
 those before it were not made (one expert was idle).
 """
